@@ -1,0 +1,102 @@
+"""What an exporter returns and a runtime loads: the file, what it was seen to hold, and where its bytes go."""
+
+import hashlib
+import zlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from compress.network import InputSpec
+from compress.plan import Placement
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor as read from a file: codes, scales and zero points in canonical layout, None where it is plain float."""
+
+    name: str  # the plan's name where the file carries one, else the file's own
+    file_name: str  # the file's own name of the tensor
+    shape: tuple[int, ...]
+    dtype: str  # as stored: "int4", "int8", "float16", "float32", ...
+    placement: Placement
+    reason: str = ""  # why it is decoded, simulated or float although the plan wanted it native
+    payload_bytes: int = 0
+    scale_bytes: int = 0
+    zero_point_bytes: int = 0
+    codes: np.ndarray | None = field(default=None, repr=False)
+    scales: np.ndarray | None = field(default=None, repr=False)  # shape () per tensor, [out] per axis, [out, groups] per group
+    zero_points: np.ndarray | None = field(default=None, repr=False)  # like scales; None where every zero point is 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self.payload_bytes + self.scale_bytes + self.zero_point_bytes
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Where the bytes of a file go; the parts add up to `file_bytes`."""
+
+    file_bytes: int
+    deflated_bytes: int  # zlib level 9 over the whole file
+    payload: int  # codes and half floats of compressed weights
+    scales: int
+    zero_points: int
+    float_bytes: int  # tensors left in float32: biases, norms, layers that no step selects
+    graph: int  # all the rest: operators, names, activation ranges, metadata, padding
+
+    @classmethod
+    def of(cls, path: Path, tensors: tuple[StoredTensor, ...]) -> "Ledger":
+        data = path.read_bytes()
+        small = [t for t in tensors if t.placement in ("native", "decoded")]
+        parts = {
+            "payload": sum(t.payload_bytes for t in small),
+            "scales": sum(t.scale_bytes for t in small),
+            "zero_points": sum(t.zero_point_bytes for t in small),
+            "float_bytes": sum(t.size_bytes for t in tensors if t.placement in ("float", "simulated")),
+        }
+        return cls(len(data), len(zlib.compress(data, 9)), **parts, graph=len(data) - sum(parts.values()))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What `read` of an exporter finds in a file, whoever wrote it."""
+
+    format: str  # "tflite", "onnx" or "pt2"
+    inputs: tuple[InputSpec, ...]  # in the network's order, under the network's names where the file carries them
+    outputs: tuple[InputSpec, ...]
+    tensors: tuple[StoredTensor, ...]  # constants
+    operators: dict[str, int]  # operator name to count
+    metadata: dict  # what compresskit wrote into the file (see exporters.metadata), {} for other files
+    activation_ranges: int = 0  # tensors with static activation quantization
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file that a runtime loads. `tensors` is the plan as read back from that very file."""
+
+    path: Path
+    exporter: str
+    recipe: str
+    recipe_id: str
+    contents: Contents
+    ledger: Ledger
+    notes: tuple[str, ...]  # what the exporter did its own way, and what stayed in float with the reason
+    sha256: str
+
+    def without_codes(self) -> "Artifact":
+        """The same facts without the arrays: what crosses to a measuring process."""
+        tensors = tuple(replace(t, codes=None, scales=None, zero_points=None) for t in self.tensors)
+        return replace(self, contents=replace(self.contents, tensors=tensors))
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        return self.contents.tensors
+
+
+def file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,33 @@
+"""Errors that say what, why and what to do. Bad values raise ValueError subclasses, so a caller can catch either."""
+
+
+class CompressError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class RecipeError(CompressError, ValueError):
+    """A recipe, study or selector that cannot mean anything."""
+
+
+class UnknownName(CompressError, ValueError):
+    """A name that no registry entry has."""
+
+
+class MissingExtra(CompressError, ImportError):
+    """A framework that is not installed; the message names the extra."""
+
+
+class InputError(CompressError, ValueError):
+    """A model, weight or calibration sample that cannot be used."""
+
+
+class Refused(CompressError):
+    """A runtime or exporter cannot do what the plan asks; the reason is the message. Nothing is written."""
+
+
+class ExportError(CompressError):
+    """The written file does not hold what the plan says; every tensor is named. The file is removed."""
+
+
+class BrokenFile(CompressError, ValueError):
+    """A file that cannot be read as what its name promises."""

@@ -1,0 +1,126 @@
+"""What a study found: the rows that every report is made of. Raw samples live in study.sqlite; these are derived from them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One constant of the artifact as read back from the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    placement: str  # native, decoded, simulated or float
+    reason: str
+    size_bytes: int
+    planned: str  # the plan's format in words, "" where the plan leaves it in float
+
+
+@dataclass(frozen=True)
+class Size:
+    file_bytes: int
+    deflated_bytes: int
+    payload: int
+    scales: int
+    zero_points: int
+    float_bytes: int
+    graph: int
+    ratio: float | None  # float32 file of the same runtime / this file; None where that arm failed
+
+
+@dataclass(frozen=True)
+class Latency:
+    block_medians_ms: tuple[float, ...]
+    count: int  # timed runs in all blocks
+    threads: int
+    median_ms: Estimate
+    percentiles_ms: dict[str, Estimate]  # only those that `count` can carry
+    load_ms: float
+    first_ms: float
+    warmup_runs: int
+    speedup: Estimate | None  # float32 time / this arm's time on the same runtime, from paired blocks; None where float32 failed
+    verdict: Literal["baseline", "faster", "slower", "no difference shown", "no baseline"]
+    noise: Estimate | None  # the A/A arm of the same runtime: the same ratio for float32 against itself
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak resident memory of a fresh process that loads and runs the artifact, less that of one that only imports the runtime."""
+
+    peak_bytes: int
+    baseline_bytes: int
+
+    @property
+    def model_bytes(self) -> int:
+        return self.peak_bytes - self.baseline_bytes
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Classification on the test samples, paired with the float32 arm of the same runtime."""
+
+    correct: int
+    count: int
+    value: Estimate  # Wilson interval
+    difference: Estimate | None  # this arm's accuracy minus float32's, bootstrap over samples
+    mcnemar_p: float | None  # exact, two-sided
+    worse: int | None  # right in float32, wrong here
+    better: int | None
+    flipped: float | None  # share of answers that changed
+    agreement: float | None  # share of answers equal to float32's
+    smallest_drop: float | None  # accuracy drop that this sample would have shown with 80% power
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model, recipe, exporter, runtime and target with its result, or its failure and cause."""
+
+    id: str  # "minilm/int8-static/litert/cpu"
+    model: str
+    recipe: str
+    recipe_id: str
+    exporter: str
+    runtime: str
+    target: str
+    status: Literal["done", "refused", "failed", "pending"]
+    cause: str = ""  # why it was refused or failed, in words
+    trace: str = ""  # the traceback of a failure
+    size: Size | None = None
+    latency: Latency | None = None
+    memory: Memory | None = None
+    accuracy: Accuracy | None = None
+    artifact: str = ""  # file name relative to the study's folder
+    sha256: str = ""
+    tensors: tuple[TensorRow, ...] = ()
+    operators: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)  # own time: export, latency, memory, accuracy
+
+    @property
+    def placements(self) -> dict[str, int]:
+        """Bytes by placement."""
+        found: dict[str, int] = {}
+        for tensor in self.tensors:
+            found[tensor.placement] = found.get(tensor.placement, 0) + tensor.size_bytes
+        return found
+
+
+@dataclass(frozen=True)
+class Results:
+    study: str
+    created: str  # ISO 8601, UTC
+    command: str  # what to type to get this again
+    environment: dict[str, str]  # CPU, flags that matter, governor, cores, affinity, quota, load, versions, thread variables
+    protocol: dict[str, str]  # how latency, memory and accuracy were measured, in words with their numbers
+    arms: tuple[Arm, ...]
+    wall_seconds: float

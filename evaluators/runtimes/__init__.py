@@ -1,0 +1,44 @@
+"""What loads an artifact and runs it."""
+
+from typing import Protocol
+
+import numpy as np
+
+from compress.artifact import Artifact
+from compress.network import Inputs
+from compress.registry import Entry, Registry
+
+RUNTIMES = Registry(
+    "runtime",
+    {
+        "litert": Entry("evaluators.runtimes.litert", "tensorflow", "LiteRT's CPU interpreter with XNNPACK"),
+        "onnxruntime": Entry("evaluators.runtimes.ort", "onnx", "ONNX Runtime's CPU provider"),
+        "torch": Entry("evaluators.runtimes.torch_eager", "torch", "torch.export program run by eager kernels"),
+        "torch-compiled": Entry("evaluators.runtimes.torch_compiled", "torch", "torch.export program compiled by Inductor"),
+    },
+    aliases={"tflite": "litert", "ort": "onnxruntime", "onnx": "onnxruntime", "pytorch": "torch"},
+)
+
+
+class Session(Protocol):
+    """A loaded artifact. `run` returns when the results are there: a session that works asynchronously synchronises itself."""
+
+    def run(self, inputs: Inputs) -> list[np.ndarray]:
+        """Outputs of one batch of exactly the exported size, in the model's order.
+
+        Arrays come under the network's input names (`artifact.contents.inputs`) and are cast to what the file wants.
+        """
+        ...
+
+
+class Runtime(Protocol):
+    """A module with these names."""
+
+    EXPORTER: str  # the exporter whose files it loads
+    SUFFIX: str
+
+    def load(self, artifact: Artifact, threads: int) -> Session: ...
+
+    def versions(self) -> dict[str, str]:
+        """Versions and the kernel facts of this machine that explain its speed."""
+        ...

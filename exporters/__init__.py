@@ -1,0 +1,188 @@
+"""Writes compressed networks into the files that runtimes load, and proves that the files hold the plan."""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from compress.artifact import Artifact, Contents, Ledger, StoredTensor, file_hash
+from compress.errors import BrokenFile, ExportError, Refused
+from compress.pipeline import Compressed
+from compress.plan import Decision, Placement, Plan
+from compress.registry import Entry, Registry
+
+EXPORTERS = Registry(
+    "exporter",
+    {
+        "litert": Entry("exporters.to_litert", "tensorflow", "LiteRT .tflite with the core's own codes and scales"),
+        "litert-converter": Entry("exporters.litert_converter", "tensorflow", "LiteRT .tflite quantized by TFLiteConverter itself (Keras models)"),
+        "onnx": Entry("exporters.to_onnx", "onnx", "ONNX: QDQ, MatMulInteger, MatMulNBits"),
+        "torch": Entry("exporters.to_torch", "torch", "torch.export .pt2: torchao, PT2E, int4 groups"),
+    },
+    aliases={"tflite": "litert", "tflite-converter": "litert-converter", "pt2": "torch", "pytorch": "torch"},
+)
+
+READERS = {".tflite": "litert", ".onnx": "onnx", ".pt2": "torch"}
+METADATA_KEY = "compresskit"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """How an exporter will store one tensor, said before any work."""
+
+    placement: Placement
+    reason: str = ""
+
+
+class Exporter(Protocol):
+    """A module with these names. `write` may take minutes; `place` is instant and imports no framework."""
+
+    SUFFIX: str
+    RUNTIME: str  # the runtime that a study uses for its files
+    OWN_NUMBERS: bool  # True where the converter picks codes itself, so nothing is compared with the plan
+
+    def place(self, decision: Decision, framework: str) -> Placed:
+        """How a tensor of the plan will be stored. Raises Refused, with the reason, where the format cannot be written."""
+        ...
+
+    def write(self, small: Compressed, path: Path) -> tuple[str, ...]:
+        """Writes the file with `metadata(...)` inside and returns notes: what was done the runtime's own way."""
+        ...
+
+    def read(self, path: Path) -> Contents:
+        """What a file holds, whoever wrote it. BrokenFile for one that is damaged."""
+        ...
+
+
+def metadata(small: Compressed, exporter: str, stored: dict[str, dict[str, Any]]) -> str:
+    """JSON that every exporter embeds in its file, so that `read` can name tensors as the plan does.
+
+    `stored` maps a plan's name to {"file_name", "placement", "reason", ...}: whatever `read` needs to undo the runtime's layout.
+    """
+    from compress import __version__
+
+    recipe = small.recipe
+    return json.dumps(
+        {
+            "version": __version__,
+            "exporter": exporter,
+            "recipe": recipe.name,
+            "recipe_id": recipe.id,
+            "inputs": [[spec.name, list(spec.shape), spec.dtype] for spec in small.network.inputs],
+            "tensors": stored,
+        }
+    )
+
+
+def placements(plan: Plan, exporter: str, framework: str, allow_float: bool = False) -> dict[str, Placed]:
+    """How each tensor with a format will be stored by an exporter; Refused names every tensor that it cannot store."""
+    module = EXPORTERS.load(exporter)
+    placed, refused = {}, []
+    for decision in plan.compressed.values():
+        try:
+            placed[decision.name] = module.place(decision, framework)
+        except Refused as error:
+            if allow_float:
+                placed[decision.name] = Placed("float", str(error))
+            else:
+                refused.append((decision, str(error)))
+    if refused:
+        reasons = dict.fromkeys(reason for _, reason in refused)
+        listed = "\n".join(f"  {reason}: {', '.join(d.name for d, r in refused if r == reason)}" for reason in reasons)
+        raise Refused(f"{EXPORTERS.name(exporter)} cannot write recipe {plan.recipe!r}:\n{listed}\nChoose another recipe or exporter, or set allow_float: true.")
+    return placed
+
+
+def export(small: Compressed, path: str | os.PathLike, exporter: str | None = None) -> Artifact:
+    """The artifact at `path`, written, reopened and compared with the plan.
+
+    The exporter follows from the suffix (.tflite, .onnx, .pt2) unless named. The file appears whole or not at all.
+    Raises Refused (the runtime cannot do it), ExportError (the file differs from the plan, every tensor named), OSError.
+    """
+    path = Path(path)
+    name = EXPORTERS.name(exporter or reader_of(path))
+    module = EXPORTERS.load(name)
+    if path.suffix != module.SUFFIX:
+        raise Refused(f"{name} writes {module.SUFFIX} files, not {path.suffix or 'files without suffix'}: {path.name}")
+    placements(small.plan, name, small.network.framework, small.recipe.allow_float)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+        fresh = Path(folder) / path.name
+        notes = module.write(small, fresh)
+        contents = module.read(fresh)
+        if not module.OWN_NUMBERS:
+            verify(small, contents)
+        artifact = describe(fresh, name, contents, tuple(notes) + left_in_float(small, contents))
+        os.replace(fresh, path)
+    return replace(artifact, path=path)
+
+
+def reader_of(path: Path) -> str:
+    if path.suffix not in READERS:
+        raise BrokenFile(f"{path.name}: artifacts end in {', '.join(READERS)}, not {path.suffix or 'nothing'}")
+    return READERS[path.suffix]
+
+
+def inspect(path: str | os.PathLike) -> Artifact:
+    """What a .tflite, .onnx or .pt2 file holds, whoever wrote it."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    contents = EXPORTERS.load(reader_of(path)).read(path)
+    return describe(path, contents.metadata.get("exporter", ""), contents, ())
+
+
+def describe(path: Path, exporter: str, contents: Contents, notes: tuple[str, ...]) -> Artifact:
+    told = contents.metadata
+    return Artifact(
+        path, exporter, told.get("recipe", ""), told.get("recipe_id", ""), contents, Ledger.of(path, contents.tensors), notes, file_hash(path)
+    )
+
+
+def left_in_float(small: Compressed, contents: Contents) -> tuple[str, ...]:
+    stored = {t.name: t for t in contents.tensors}
+    return tuple(
+        f"{name} stayed in float: {stored[name].reason or 'the exporter did not say why'}"
+        for name in small.plan.compressed
+        if name in stored and stored[name].placement == "float"
+    ) + tuple(f"{d.name} stayed in float: {d.reason}" for d in small.plan.decisions if d.wanted and d.format is None)
+
+
+def verify(small: Compressed, contents: Contents) -> None:
+    """Compares a file with the plan, code by code. ExportError names every tensor that differs and how."""
+    stored = {tensor.name: tensor for tensor in contents.tensors}
+    wrong = []
+    for name, encoded in small.encoded.items():
+        problem = difference(encoded, stored.get(name), small.recipe.allow_float)
+        if problem:
+            wrong.append(f"  {name}: {problem}")
+    if wrong:
+        raise ExportError(f"the file does not hold the plan of recipe {small.recipe.name!r} for {len(wrong)} tensor(s):\n" + "\n".join(wrong))
+
+
+def difference(encoded, tensor: StoredTensor | None, allow_float: bool) -> str | None:
+    """How a stored tensor differs from the encoded one, in words, or None."""
+    if tensor is None:
+        return "not in the file"
+    if tensor.placement == "float":
+        return None if allow_float else f"stayed {tensor.dtype}: {tensor.reason or 'the exporter did not say why'}; set allow_float: true to accept that"
+    if tensor.codes is None or tensor.codes.shape != encoded.codes.shape:
+        return f"stored as {tensor.dtype} {list(tensor.shape)}, planned {encoded.format} {list(encoded.codes.shape)}"
+    off = int((tensor.codes != encoded.codes).sum())
+    if off:
+        return f"{off} of {encoded.codes.size} codes differ"
+    for noun, theirs, ours in (("scales", tensor.scales, encoded.scales), ("zero points", tensor.zero_points, encoded.zero_points)):
+        if not same_numbers(theirs, ours):
+            return f"{noun} differ"
+    return None
+
+
+def same_numbers(theirs: np.ndarray | None, ours: np.ndarray | None) -> bool:
+    if ours is None or theirs is None:
+        given = ours if theirs is None else theirs
+        return given is None or not np.any(given)
+    return np.array_equal(np.asarray(theirs, np.float32).ravel(), np.asarray(ours, np.float32).ravel())
