@@ -1,0 +1,48 @@
+# Two commands do everything: `make compare` and `make test`. Each creates .venv with what it needs; a second run installs nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+CORE := .venv-core/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install compare compare-full digits test test-core lint bench clean
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install: $(INSTALLED) ## create .venv with every framework and the example data (about 3 minutes, 4 GB)
+$(INSTALLED): pyproject.toml constraints.txt examples/requirements.txt
+	@echo "Installing into .venv; the frameworks are large, expect some minutes the first time."
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[all,examples,dev]'
+	$(BIN)/python -m pip install --progress-bar on --no-deps -r examples/requirements.txt
+	@touch $@
+
+compare: $(INSTALLED) ## compare a real sentiment model, compressed seven ways, on three runtimes; writes report/
+	$(BIN)/compresskit compare examples/sentiment/study.yaml --out report
+
+compare-full: $(INSTALLED) ## the same with 5,000 test reviews; writes report-full/
+	$(BIN)/compresskit compare examples/sentiment/study-full.yaml --out report-full
+
+digits: $(INSTALLED) ## the same for a small Keras model; writes digits/
+	$(BIN)/compresskit compare examples/digits/study.yaml --out digits
+
+test: $(INSTALLED) ## the whole test suite
+	$(BIN)/python -m pytest
+
+$(CORE): pyproject.toml constraints.txt
+	test -x .venv-core/bin/python || $(PYTHON) -m venv .venv-core
+	.venv-core/bin/python -m pip install --progress-bar on -c constraints.txt -e . pytest hypothesis
+	@touch $@
+
+test-core: $(CORE) ## the core's tests where no framework is installed
+	.venv-core/bin/python -m pytest -m core
+
+lint: $(INSTALLED) ## ruff's rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(INSTALLED) ## this project against its peers (benchmarks/)
+	$(BIN)/python -m benchmarks
+
+clean: ## remove environments and reports
+	rm -rf .venv .venv-core report report-full digits
