@@ -35,7 +35,7 @@ $(CORE): pyproject.toml constraints.txt
 	@touch $@
 
 test-core: $(CORE) ## the core's tests where no framework is installed
-	.venv-core/bin/python -m pytest -m core
+	.venv-core/bin/python -m pytest tests/core
 
 lint: $(INSTALLED) ## ruff's rules and format
 	$(BIN)/ruff check .

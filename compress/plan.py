@@ -97,4 +97,3 @@ def plan(weights: Mapping[str, Weight], recipe: Recipe) -> Plan:
             "Exclude them with a selector, choose another group size, or set allow_float: true to leave them in float."
         )
     return found
-

@@ -55,9 +55,7 @@ class Recipe(BaseModel):
                 raise RecipeError(f"recipe {str(recipe)!r} cannot be read: {error.strerror}") from error
             return cls.parse(text, str(recipe))
         if str(recipe) not in built_in():
-            raise RecipeError(
-                f"no recipe {str(recipe)!r}: {suggest(str(recipe), built_in())}built-in: {', '.join(built_in())}; a file's name ends in .yaml"
-            )
+            raise RecipeError(f"no recipe {str(recipe)!r}: {suggest(str(recipe), built_in())}built-in: {', '.join(built_in())}; a file's name ends in .yaml")
         return cls.parse((BUILT_IN / f"{recipe}.yaml").read_text(encoding="utf-8"), str(recipe))
 
     @classmethod
@@ -66,7 +64,7 @@ class Recipe(BaseModel):
         return parse_document(cls, text, source)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
     def check_selectors(self, weights: Mapping[str, Weight]) -> None:
         """RecipeError where a name or regex matches no tensor, or the whole recipe matches none."""

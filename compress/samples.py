@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import InputError
-from compress.network import Inputs, InputSpec
+from compress.network import InputSpec
 
 Data = Mapping[str, np.ndarray] | np.ndarray | tuple | list | Iterable[Any] | Callable[[], Iterable[Any]]
 """One array or a dict of arrays with the samples first; a tuple of arrays in the model's input order; an iterable of single-sample dicts,

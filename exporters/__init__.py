@@ -93,7 +93,9 @@ def placements(plan: Plan, exporter: str, framework: str, allow_float: bool = Fa
     if refused:
         reasons = dict.fromkeys(reason for _, reason in refused)
         listed = "\n".join(f"  {reason}: {', '.join(d.name for d, r in refused if r == reason)}" for reason in reasons)
-        raise Refused(f"{EXPORTERS.name(exporter)} cannot write recipe {plan.recipe!r}:\n{listed}\nChoose another recipe or exporter, or set allow_float: true.")
+        raise Refused(
+            f"{EXPORTERS.name(exporter)} cannot write recipe {plan.recipe!r}:\n{listed}\nChoose another recipe or exporter, or set allow_float: true."
+        )
     return placed
 
 
@@ -138,9 +140,7 @@ def inspect(path: str | os.PathLike) -> Artifact:
 
 def describe(path: Path, exporter: str, contents: Contents, notes: tuple[str, ...]) -> Artifact:
     told = contents.metadata
-    return Artifact(
-        path, exporter, told.get("recipe", ""), told.get("recipe_id", ""), contents, Ledger.of(path, contents.tensors), notes, file_hash(path)
-    )
+    return Artifact(path, exporter, told.get("recipe", ""), told.get("recipe_id", ""), contents, Ledger.of(path, contents.tensors), notes, file_hash(path))
 
 
 def left_in_float(small: Compressed, contents: Contents) -> tuple[str, ...]:

