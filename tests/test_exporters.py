@@ -1,0 +1,208 @@
+"""Laws over every registered exporter and runtime: register one and it is tested here.
+
+The codes in the file are the plan's (exporters.export proves that itself, and fails), and what the runtime computes is what NumPy computes.
+"""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+import exporters
+from compress.errors import BrokenFile, ExportError, InputError, RecipeError, Refused
+from compress.formats import DynamicActivations, FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor, ScaleRule
+from compress.pipeline import Compressed, compress
+from compress.recipe import Recipe, built_in
+from compress.steps import Quantize
+from evaluators.runtimes import RUNTIMES
+from zoo import CASES, case
+
+FOLDER = Path(tempfile.mkdtemp(prefix="compresskit-tests-"))
+
+# What a runtime cannot do, by (exporter, recipe): the reason must hold these words. Everything else must work.
+REFUSED = {
+    ("onnx", "int16x8"): "int16",
+    ("torch", "int16x8"): "int16",
+    ("litert-converter", "int8-weight-only"): "",
+    ("litert-converter", "int4-group32"): "",
+}
+
+
+@functools.cache
+def exported(exporter: str, recipe: Recipe, name: str):
+    """The artifact and what it was made from; written once per test run. A refusal is returned, not raised."""
+    given = case(name)
+    small = compress(given.network, recipe, calibration=given.data)
+    path = FOLDER / f"{name}-{recipe.id}-{exporter}{exporters.EXPORTERS.load(exporter).SUFFIX}"
+    try:
+        return small, exporters.export(small, path, exporter)
+    except Refused as error:
+        return small, error
+
+
+def runs(artifact, runtime: str, name: str) -> list[np.ndarray]:
+    session = RUNTIMES.load(runtime).load(artifact, threads=1)
+    return [session.run(case(name).sample(i))[0] for i in range(4)]
+
+
+def reference(small: Compressed, name: str) -> list[np.ndarray]:
+    network = small.simulate()
+    return [network.run(case(name).sample(i))[0] for i in range(4)]
+
+
+def runtimes_of(exporter: str) -> list[str]:
+    suffix = exporters.EXPORTERS.load(exporter).SUFFIX
+    return [name for name in RUNTIMES if RUNTIMES.load(name).SUFFIX == suffix]
+
+
+def refusal(exporter: str, recipe: str, name: str) -> str | None:
+    if exporter == "litert-converter" and not name.startswith("keras"):
+        return "Keras"
+    return REFUSED.get((exporter, recipe))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("recipe", built_in())
+@pytest.mark.parametrize("exporter", exporters.EXPORTERS)
+def test_built_in_recipes(exporter, recipe, name):
+    small, artifact = exported(exporter, Recipe.load(recipe), name)
+    reason = refusal(exporter, recipe, name)
+    if reason is not None:
+        assert isinstance(artifact, Refused) and reason in str(artifact)
+        return
+    assert not isinstance(artifact, Refused), artifact
+    ledger = artifact.ledger
+    assert ledger.file_bytes == artifact.path.stat().st_size
+    assert ledger.payload + ledger.scales + ledger.zero_points + ledger.float_bytes + ledger.graph == ledger.file_bytes
+    assert ledger.graph >= 0
+    stored = {t.name: t for t in artifact.tensors}
+    own = exporters.EXPORTERS.load(exporter).OWN_NUMBERS
+    for tensor in () if own else small.encoded:
+        assert stored[tensor].placement in ("native", "decoded")
+    again = exporters.inspect(artifact.path)
+    assert again.sha256 == artifact.sha256 and again.recipe == recipe and again.recipe_id == small.recipe.id
+    expected = reference(small, name)
+    signal = float(np.mean([np.square(e).mean() for e in expected]))
+    for runtime in runtimes_of(exporter):
+        got = runs(artifact, runtime, name)
+        error = float(np.mean([np.square(g - e).mean() for g, e in zip(got, expected, strict=True)]))
+        # float paths differ by rounding order only; int8 activations keep about 48 dB a tensor, 20 dB is far below what any layer chain here gives
+        floor = 90 if not any(s.activations for s in small.recipe.steps) and recipe != "int4-group32" else 20
+        assert 10 * np.log10(signal / max(error, 1e-30)) > floor, runtime
+
+
+def scheme(fmt, activations=None) -> Recipe:
+    return Recipe(name="scheme", steps=(Quantize(weights=fmt, activations=activations),))
+
+
+FORMATS = [
+    *(IntFormat(bits, granularity, "qmax", scale_dtype="bfloat16") for bits in (2, 3, 4, 8, 16) for granularity in (PerTensor(), PerAxis(), PerGroup(32))),
+    *(IntFormat(bits, granularity, rule) for bits in (4, 8) for granularity in (PerAxis(), PerGroup(32)) for rule in get_args(ScaleRule) if rule != "qmax"),
+    FloatFormat("float16"),
+    FloatFormat("bfloat16"),
+]
+
+
+@pytest.mark.parametrize("name", ["torch_linear", "torch_conv"])
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@pytest.mark.parametrize("exporter", [e for e in exporters.EXPORTERS if e != "litert-converter"])
+def test_every_weight_format_is_stored_exactly_or_refused_with_a_reason(exporter, fmt, name):
+    small, artifact = exported(exporter, scheme(fmt), name)
+    if isinstance(artifact, Refused):
+        assert len(str(artifact)) > 60
+        return
+    stored = next(t for t in artifact.tensors if t.name == "weight")
+    predicted = small.plan.compressed["weight"].size_bytes
+    assert stored.placement in ("native", "decoded") and stored.payload_bytes <= predicted * 1.02 + 16
+    weight = small.encoded["weight"].decode()
+    for runtime in runtimes_of(exporter):
+        for index, (got, expected) in enumerate(zip(runs(artifact, runtime, name), reference(small, name), strict=True)):
+            reach = np.abs(case(name).sample(index)["input"]).max()
+            # kernels that compute in integers or bfloat16 round each input by at most 2^-8 of the largest; the weights carry that to the output
+            bound = 2.0**-8 * reach * np.abs(weight.reshape(len(weight), -1)).sum(1).max() if stored.reason else 1e-4 * np.abs(expected).max()
+            assert np.abs(got - expected).max() <= bound, runtime
+
+
+@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch"])
+def test_dynamic_activations_stay_within_half_a_step_of_the_input(exporter):
+    small, artifact = exported(exporter, scheme(IntFormat(8, PerAxis(), "narrow"), DynamicActivations()), "torch_linear")
+    weight = np.abs(small.encoded["weight"].decode()).sum(1)
+    for runtime in runtimes_of(exporter):
+        for index, (got, expected) in enumerate(zip(runs(artifact, runtime, "torch_linear"), reference(small, "torch_linear"), strict=True)):
+            x = case("torch_linear").sample(index)["input"]
+            step = max((max(x.max(), 0) - min(x.min(), 0)) / 255, np.abs(x).max() / 127)  # asymmetric or symmetric: both are legal
+            assert np.all(np.abs(got - expected) <= step / 2 * weight * 1.01 + 1e-5), runtime
+
+
+@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch"])
+def test_float_files_hold_the_weights_once(exporter):
+    small, artifact = exported(exporter, Recipe.load("float32"), "torch_text")
+    total = sum(d.float_bytes for d in small.plan.decisions)
+    assert artifact.ledger.float_bytes <= total * 1.02 + 4096
+
+
+@pytest.mark.parametrize("exporter", exporters.EXPORTERS)
+def test_damaged_files_are_named(exporter, tmp_path):
+    suffix = exporters.EXPORTERS.load(exporter).SUFFIX
+    source = exported("litert" if suffix == ".tflite" else exporter, Recipe.load("int8-weight-only"), "torch_linear")[1].path.read_bytes()
+    for label, data in {"empty": b"", "garbage": b"\x07garbage" * 99, "half": source[: len(source) // 2], "cut": source[:-20]}.items():
+        path = tmp_path / f"{label}{suffix}"
+        path.write_bytes(data)
+        with pytest.raises(BrokenFile, match=label):
+            exporters.inspect(path)
+
+
+@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch"])
+def test_a_file_that_differs_from_the_plan_is_an_error_and_is_not_left_behind(exporter, tmp_path, monkeypatch):
+    small, _ = exported(exporter, Recipe.load("int8-weight-only"), "torch_linear")
+    module = exporters.EXPORTERS.load(exporter)
+    read = module.read
+
+    def flipped(path):
+        contents = read(path)
+        next(t for t in contents.tensors if t.name == "weight").codes[3, 5] ^= 1
+        return contents
+
+    monkeypatch.setattr(module, "read", flipped)
+    with pytest.raises(ExportError, match="weight: 1 of 2048 codes differ"):
+        exporters.export(small, tmp_path / f"x{module.SUFFIX}", exporter)
+    assert not list(tmp_path.iterdir())
+
+
+def test_suffix_and_names_are_checked(tmp_path):
+    small, _ = exported("onnx", Recipe.load("float32"), "torch_linear")
+    with pytest.raises(BrokenFile, match=".tflite, .onnx, .pt2"):
+        exporters.export(small, tmp_path / "x.bin")
+    with pytest.raises(Refused, match="writes .onnx files"):
+        exporters.export(small, tmp_path / "x.tflite", "onnx")
+    with pytest.raises(FileNotFoundError):
+        exporters.inspect(tmp_path / "x.onnx")
+
+
+def test_an_unwritable_output_loses_nothing(tmp_path):
+    small, _ = exported("onnx", Recipe.load("float32"), "torch_linear")
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(OSError):
+        exporters.export(small, tmp_path / "file" / "x.onnx")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_static_recipes_want_calibration():
+    with pytest.raises(InputError, match="give `calibration`"):
+        compress(case("torch_linear").network, "int8-static")
+    with pytest.raises(InputError, match="empty"):
+        compress(case("torch_linear").network, "int8-static", calibration=[])
+
+
+def test_recurrent_layers_are_named_unless_floats_are_allowed():
+    import torch
+
+    model, data = torch.nn.LSTM(32, 32), np.ones((1, 4, 32), np.float32)
+    small = compress(model, "int8-weight-only", inputs=data)
+    assert any(d.kind == "recurrent" and d.format for d in small.plan.decisions)
+    for exporter in ("litert", "onnx", "torch"):
+        with pytest.raises((Refused, ExportError, RecipeError), match="weight_ih_l0"):
+            exporters.export(small, FOLDER / f"lstm{exporters.EXPORTERS.load(exporter).SUFFIX}", exporter)
