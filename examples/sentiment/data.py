@@ -61,8 +61,8 @@ def test(limit: int = TEST):
     return part(0, min(limit, TEST))
 
 
-def calibration(limit: int = CALIBRATION):
-    """Reviews that neither training nor testing uses: inputs and labels."""
+def calibration(limit: int = 64):
+    """Up to 256 reviews that neither training nor testing uses: inputs and labels."""
     return part(TEST, TEST + min(limit, CALIBRATION))
 
 
