@@ -206,7 +206,7 @@ def doctor() -> None:
 
     Example: `compresskit doctor`
     """
-    from compress.doctor import examine
+    from evaluators.doctor import examine
 
     for title, columns, rows in examine():
         print_rows(title, columns, rows)

@@ -1,0 +1,104 @@
+"""The command line as a person types it, on real files."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODEL = """
+import numpy as np, torch
+def load():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+def data():
+    return np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+"""
+
+
+def command(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "compress", *words], cwd=folder, capture_output=True, text=True, env=None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli")
+    (path / "mine.py").write_text(MODEL)
+    return path
+
+
+@pytest.mark.parametrize("name", ["compare", "report", "compress", "plan", "inspect", "recipes", "doctor"])
+def test_help_has_an_example(name):
+    found = command(name, "--help")
+    assert found.returncode == 0 and f"compresskit {name}" in found.stdout
+
+
+def test_recipes_can_be_printed_edited_and_used(folder):
+    assert "int4-group32" in command("recipes").stdout
+    (folder / "mine.yaml").write_text(command("recipes", "int8-static").stdout.replace("name: int8-static", "name: mine"))
+    found = command("plan", "mine.py:load", "-r", "mine.yaml", "-c", "mine.py:data", folder=folder)
+    assert found.returncode == 0 and "int8 per-channel narrow" in found.stdout
+
+
+@pytest.mark.parametrize(("suffix", "runtime"), [(".tflite", "tflite"), (".onnx", "onnx"), (".pt2", "torch")])
+def test_compress_then_inspect(folder, suffix, runtime):
+    made = command("compress", "mine.py:load", "-r", "int8-weight-only", "--to", runtime, "-c", "mine.py:data", "-o", f"m{suffix}", folder=folder)
+    assert made.returncode == 0, made.stderr
+    shown = command("inspect", f"m{suffix}", folder=folder)
+    assert shown.returncode == 0 and "int8" in shown.stdout and "int8-weight-only" in shown.stdout and "Ledger: payload 2,176" in shown.stdout
+
+
+def test_plan_says_what_an_exporter_refuses(folder):
+    found = command("plan", "mine.py:load", "-r", "int16x8", "--to", "onnx", "-c", "mine.py:data", folder=folder)
+    assert found.returncode == 2 and "int16" in found.stderr and "0.weight" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("plan", "mine.py:load", "-r", "int8-statik", "-c", "mine.py:data"), "did you mean 'int8-static'"),
+        (("plan", "mine.py:lod", "-r", "float32", "-c", "mine.py:data"), "did you mean 'load'"),
+        (("plan", "missing.keras", "-r", "float32"), "no such model file"),
+        (("plan", "mine.py:load", "-r", "float32"), "give `inputs`"),
+        (("inspect", "missing.onnx"), "no such file"),
+        (("inspect", "mine.py"), ".tflite, .onnx, .pt2"),
+        (("compare", "missing.yaml"), "missing.yaml"),
+        (("report", "no-such-folder"), "no-such-folder"),
+        (("compress", "mine.py:load", "-r", "int8-static", "-o", "x.tflite"), "give `inputs`"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_exit_code_2(folder, words, message):
+    found = command(*words, folder=folder)
+    assert found.returncode == 2, found.stderr
+    assert message in found.stderr and "Traceback" not in found.stderr
+
+
+def test_nan_weights_are_named(folder):
+    (folder / "broken.py").write_text(MODEL + "\ndef broken():\n    m = load()\n    m[2].weight.data[0, 0] = float('nan')\n    return m\n")
+    np.save(folder / "x.npy", np.zeros((1, 64), np.float32))
+    found = command("compress", "broken.py:broken", "-r", "int8-weight-only", "-c", "x.npy", "-o", "x.onnx", folder=folder)
+    assert found.returncode == 2 and "2.weight: 1 of 128 values are NaN" in found.stderr
+    assert not (folder / "x.onnx").exists()
+
+
+def test_a_study_from_the_command_line(folder):
+    (folder / "data.py").write_text(
+        "import numpy as np\n"
+        "def test(limit=40):\n    r = np.random.default_rng(1)\n    return r.standard_normal((limit, 64)).astype(np.float32), r.integers(0, 4, limit)\n"
+        "def calibration():\n    return test(8)\n"
+    )
+    (folder / "study.yaml").write_text(
+        "name: small\nmodels: {m: 'mine.py:load'}\ncalibration: 'data.py:calibration'\ntest: 'data.py:test'\nsamples: 40\n"
+        "recipes: [float32, int8-dynamic, int16x8]\nruntimes: [onnxruntime]\ntargets: [cpu]\n"
+    )
+    first = command("compare", "study.yaml", "--out", "out", folder=folder)
+    assert first.returncode == 0, first.stderr
+    for name in ("report.html", "report.md", "results.json", "results.csv", "study.sqlite"):
+        assert (folder / "out" / name).stat().st_size
+    before = (folder / "out" / "results.csv").read_bytes()
+    again = command("compare", "study.yaml", "--out", "out", folder=folder)
+    assert again.returncode == 0 and (folder / "out" / "results.csv").read_bytes() == before
+    (folder / "out" / "report.html").unlink()
+    assert command("report", "out", folder=folder).returncode == 0 and (folder / "out" / "report.html").exists()
