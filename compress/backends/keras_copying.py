@@ -1,0 +1,84 @@
+"""Copies of Keras models, with layers replaced and values changed on the way."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.models.functional import Functional
+
+from compress.backends.keras_layouts import slots, walk
+from compress.errors import InputError
+
+GRAPH_MODELS = (keras.Sequential, Functional)
+Replacements = Mapping[int, Callable[[keras.Layer], keras.Layer]]  # by id of the layer in the model that is copied
+
+
+def is_graph(model: keras.Layer) -> bool:
+    """Whether Keras itself knows the model's graph; otherwise it is the user's own code."""
+    return isinstance(model, GRAPH_MODELS) and bool(getattr(model, "inputs", None))
+
+
+def graph_layers(model: keras.Layer) -> set[int]:
+    """Ids of the layers that `copied` can replace: those reached through sequential and functional models only."""
+    if not is_graph(model):
+        return set()
+    children = model._flatten_layers(include_self=False, recursive=False)
+    return {identity for child in children for identity in ({id(child)} | graph_layers(child))}
+
+
+def copied(model: keras.Model, run: Callable[[keras.Model], Any], values: Mapping[str, np.ndarray], replacements: Replacements | None = None) -> keras.Model:
+    """A copy of the model with some layers replaced, holding `values` (Keras layout, by name) and the old values of the rest.
+
+    run  calls a model on its inputs: a subclassed copy has no variables before
+    """
+    custom = {type(layer).__name__: type(layer) for _, layer in walk(model) if not type(layer).__module__.startswith("keras.")}
+    with keras.saving.custom_object_scope(custom):
+        copy = graph_copy(model, replacements or {}) if is_graph(model) else fresh(model)
+    if not is_graph(model):
+        run(copy)
+    same_names(model, copy)
+    if replacements is None and list(slots(copy)) != list(slots(model)):
+        raise InputError(f"a copy of {type(model).__name__} made from its config has other variables: its get_config leaves something out")
+    old = slots(model)
+    for name, slot in slots(copy).items():
+        slot.variable.assign(values[name] if name in values else old[name].variable)
+    return copy
+
+
+def graph_copy(model: keras.Model, replacements: Replacements) -> keras.Model:
+    def clone(layer: keras.Layer) -> keras.Layer:
+        replace = replacements.get(id(layer))
+        return replace(layer) if replace else fresh(layer)
+
+    inputs = None
+    if any(tensor.shape[0] is not None for tensor in model.inputs):  # a deferred Sequential keeps the batch size of its first call
+        inputs = [keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor._keras_history.operation.name) for tensor in model.inputs]
+    call = None if isinstance(model, keras.Sequential) else call_layer
+    return keras.models.clone_model(model, clone_function=clone, call_function=call, recursive=True, input_tensors=inputs)
+
+
+def fresh(layer: keras.Layer) -> keras.Layer:
+    """A layer of the same class and configuration with no weights yet.
+
+    A class of the user's whose constructor takes neither `name` nor `**kwargs` gets only the arguments that it knows.
+    """
+    config = layer.get_config()
+    known = inspect.signature(type(layer).__init__).parameters
+    if "name" in known or any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()) or "from_config" in vars(type(layer)):
+        return type(layer).from_config(config)
+    return type(layer)(**{key: value for key, value in config.items() if key in known})
+
+
+def call_layer(layer: keras.Layer, *args, **kwargs) -> Any:
+    """The recorded call of a layer. Identity stands where a batch norm was called with a mask and a training flag; it takes neither."""
+    return layer(*args) if isinstance(layer, keras.layers.Identity) else layer(*args, **kwargs)
+
+
+def same_names(model: keras.Layer, copy: keras.Layer) -> None:
+    """Names the copy's layers like the model's: in subclassed models Keras counts names up for every instance."""
+    pairs = zip(model._flatten_layers(include_self=False, recursive=False), copy._flatten_layers(include_self=False, recursive=False), strict=True)
+    for old, new in pairs:
+        new._name = old.name
+        same_names(old, new)

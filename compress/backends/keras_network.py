@@ -1,0 +1,126 @@
+"""Keras models as a Network, run by Keras's TensorFlow backend."""
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # read once, when keras is first imported
+
+import keras
+import numpy as np
+
+from compress.backends.keras_copying import copied
+from compress.backends.keras_folding import fold_batch_norms
+from compress.backends.keras_layouts import Slot, slots, unknown_layers
+from compress.backends.keras_loading import load
+from compress.errors import InputError
+from compress.network import Inputs, InputSpec, Weight
+from compress.samples import Data, samples
+
+
+class KerasNetwork:
+    framework = "keras"
+
+    def __init__(self, model: keras.Model, inputs: tuple[InputSpec, ...], structure: Any, notes: tuple[str, ...]):
+        self.model, self.inputs, self.structure, self.notes = model, inputs, structure, notes
+
+    @cached_property
+    def slots(self) -> dict[str, Slot]:
+        """Every variable with its layer, under its name."""
+        return slots(self.model)
+
+    def weights(self) -> dict[str, Weight]:
+        return {name: Weight(name, slot.layout.kind, slot.layout.canonical(slot.value), slot.names[1:]) for name, slot in self.slots.items()}
+
+    def with_weights(self, values: Mapping[str, np.ndarray]) -> "KerasNetwork":
+        changed = {}
+        for name, value in values.items():
+            if name not in self.slots:
+                raise InputError(f"the model has no tensor {name!r}")
+            try:
+                changed[name] = self.slots[name].layout.keras(value, tuple(self.slots[name].variable.shape))
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+        return KerasNetwork(copied(self.model, self.run_symbolic, changed), self.inputs, self.structure, self.notes)
+
+    def run(self, inputs: Inputs) -> list[np.ndarray]:
+        outputs = self.call(self.model, [keras.ops.convert_to_tensor(inputs[spec.name], dtype=spec.dtype) for spec in self.inputs])
+        return [keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32")) for tensor in keras.tree.flatten(outputs)]
+
+    def call(self, model: keras.Model, tensors: list[Any]) -> Any:
+        """A model's outputs for tensors in the order of `inputs`."""
+        return model(keras.tree.pack_sequence_as(self.structure, tensors), training=False)
+
+    def run_symbolic(self, model: keras.Model) -> Any:
+        """A model's outputs for zeros: builds it, or traces it inside a graph."""
+        return self.call(model, [keras.ops.zeros(spec.shape, spec.dtype) for spec in self.inputs])
+
+
+def open_model(model: Any, inputs: Data | None) -> KerasNetwork:
+    """A copy of the model with its batch norms folded. InputError where it has no weights yet, or its input shapes are not known."""
+    if keras.backend.backend() != "tensorflow":
+        raise InputError(
+            f"keras was imported with its {keras.backend.backend()} backend; compress opens Keras models with TensorFlow: "
+            "set KERAS_BACKEND=tensorflow before the first import of keras"
+        )
+    model = load(model)
+    if not model.built:
+        raise InputError(f"the Keras model {model.name!r} is not built, so it has no weights yet: call it on data first, or load trained weights")
+    specs, structure = input_specs(model, inputs)
+    plain = KerasNetwork(model, specs, structure, ())
+    try:
+        copy = copied(model, plain.run_symbolic, {})
+        copy, notes = fold_batch_norms(copy, plain.run_symbolic)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise InputError(f"the Keras model {model.name!r} cannot be copied and run: {error}") from error
+    unknown = unknown_layers(copy)
+    if unknown:
+        notes = (*notes, f"weights of layers that recipes do not know stay in float: {', '.join(unknown)}")
+    return KerasNetwork(copy, specs, structure, notes)
+
+
+def input_specs(model: keras.Model, inputs: Data | None) -> tuple[tuple[InputSpec, ...], Any]:
+    """Input specifications for a batch of 1, and the structure (list, dict, single) that the model is called with.
+
+    Shapes come from the model; what it leaves open comes from the first sample.
+    """
+    if not getattr(model, "inputs", None):
+        return example_specs(model, inputs)
+    structure = getattr(model, "_inputs_struct", model.inputs[0])
+    specs = tuple(
+        InputSpec(name, (1, *tensor.shape[1:]), keras.backend.standardize_dtype(tensor.dtype))
+        for name, tensor in zip(input_names(structure), keras.tree.flatten(structure), strict=True)
+    )
+    if all(size is not None for spec in specs for size in spec.shape):
+        return specs, structure
+    if inputs is None:
+        given = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs)
+        raise InputError(f"the Keras model {model.name!r} leaves input shapes open ({given}): give `inputs` (or `calibration`), at least one sample")
+    first = next(samples(inputs, specs))
+    return tuple(InputSpec(spec.name, first[spec.name].shape, spec.dtype) for spec in specs), structure
+
+
+def input_names(structure: Any) -> list[str]:
+    """Names of the inputs in flattened order: a dict's own keys, otherwise the names of the input layers."""
+    if isinstance(structure, Mapping):
+        return [str(path[-1]) for path, _ in keras.tree.flatten_with_path(structure)]
+    return [tensor._keras_history.operation.name for tensor in keras.tree.flatten(structure)]
+
+
+def example_specs(model: keras.Model, inputs: Data | None) -> tuple[tuple[InputSpec, ...], Any]:
+    """Input specifications of a model that has no symbolic inputs (a subclassed one), from its first sample."""
+    if inputs is None:
+        raise InputError(f"the subclassed Keras model {model.name!r} does not know its input shapes: give `inputs` (or `calibration`), at least one sample")
+    first = next(iter(inputs() if callable(inputs) else ([inputs] if isinstance(inputs, Mapping | tuple | np.ndarray) else inputs)), None)
+    if first is None:
+        raise InputError("the data is empty: calibration and example inputs need at least one sample")
+    named = dict(first) if isinstance(first, Mapping) else dict(enumerate(first)) if isinstance(first, tuple) else {0: first}
+    names = {key: key if isinstance(first, Mapping) else f"input_{key}" if len(named) > 1 else "input" for key in named}
+    specs = []
+    for key in sorted(named):
+        array = np.asarray(named[key])
+        dtype = "float32" if array.dtype == np.float64 else str(array.dtype)
+        specs.append(InputSpec(names[key], (1, *array.shape[1:]), dtype))
+    structure = dict.fromkeys(names.values(), 0) if isinstance(first, Mapping) else [0] * len(named) if len(named) > 1 else 0
+    return tuple(specs), structure
