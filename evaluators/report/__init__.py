@@ -1,0 +1,27 @@
+"""The study's results for people and for programs: terminal, HTML, Markdown, JSON and CSV from the same rows."""
+
+import os
+from pathlib import Path
+
+from evaluators.results import Results
+
+
+def report(folder: str | os.PathLike) -> dict[str, Path]:
+    """Writes every report of the study in `folder` beside its study.sqlite; the paths by kind. OSError where it cannot be written."""
+    from evaluators.results import load_results
+
+    return write_reports(load_results(folder), folder)
+
+
+def write_reports(results: Results, folder: str | os.PathLike) -> dict[str, Path]:
+    """report.html, report.md, results.json, results.csv and charts/*.svg in `folder`; the paths by kind. Each file appears whole or not at all."""
+    from evaluators.report import charts, files, html, markdown, rows
+
+    folder, drawn = Path(folder), charts.charts(results)
+    written = {"json": files.write(folder / "results.json", rows.to_json(results)), "csv": files.write(folder / "results.csv", rows.to_csv(results))}
+    images = markdown.image_names(drawn)
+    for chart, name in zip(drawn, images, strict=True):
+        written[name] = files.write(folder / name, charts.still(chart))
+    written["markdown"] = files.write(folder / "report.md", markdown.page(results, dict(zip(images, drawn, strict=True))))
+    written["html"] = files.write(folder / "report.html", html.page(results))
+    return written

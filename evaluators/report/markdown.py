@@ -1,0 +1,142 @@
+"""report.md: what a pull request shows, with still charts beside it."""
+
+import re
+
+from evaluators.report import words
+from evaluators.report.charts import Chart
+from evaluators.report.reading import counts_as_faster, fastest_words, is_simulated, loss, other_exporter, picks, placement_words, smallest_words, summary, unfinished
+from evaluators.results import Arm, Estimate, Results
+
+SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@])")
+
+
+def page(results: Results, images: dict[str, Chart]) -> str:
+    """The report as GitHub-flavoured Markdown; `images` maps relative file names to the charts they hold."""
+    parts = [f"# {plain(results.study)}", "\n".join(f"- {plain(s)}" for s in summary(results)), missing(results), arms_table(results), runtimes_table(results)]
+    parts += [f"![{plain(alternative(chart))}]({name})" for name, chart in images.items()]
+    parts += [NOTE, facts("How it was measured", results.protocol), facts("Where it ran", results.environment), reproduce(results)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+NOTE = (
+    "Intervals are 95%. 1 MB is 1,000,000 bytes. Speedup and difference compare with float32 on the same runtime. "
+    "*Native* weights are computed in their format, *decoded* ones are stored small and expanded to float, "
+    "**simulated** ones are float values on the format's grid: no smaller, no faster, and never among the best arms here."
+)
+
+
+def plain(text: str) -> str:
+    """Text that Markdown and HTML leave as it is, on one line."""
+    line = " ".join(text.split())
+    return SPECIAL.sub(r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")).replace("://", "&colon;//")
+
+
+def code(text: str) -> str:
+    """Text as inline code; the fence is longer than any run of backticks inside."""
+    line = " ".join(text.split()).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if "`" in line else f"`{line}`"
+
+
+def table(head: list[str], rows: list[list[str]], right: set[int]) -> str:
+    rule = ["---:" if i in right else "---" for i in range(len(head))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])
+
+
+def missing(results: Results) -> str:
+    lines = [f"- **{status}**: {', '.join(code(arm.id) for arm in arms)}: {plain(cause)}" for (status, cause), arms in unfinished(results).items()]
+    return "## Without a result\n\n" + "\n".join(lines) if lines else ""
+
+
+def arms_table(results: Results) -> str:
+    head = ["Model", "Recipe", "Runtime", "Size", "Ratio", "Latency", "Speedup", "Memory", "Accuracy", "Against float32", "p", "Flipped", "Weights"]
+    several = len({arm.model for arm in results.arms}) > 1
+    rows = [arm_cells(arm)[0 if several else 1 :] for arm in results.arms]
+    first = 3 if several else 2
+    return "## Arms\n\n" + table(head[0 if several else 1 :], rows, set(range(first, first + 9)))
+
+
+def arm_cells(arm: Arm) -> list[str]:
+    runtime = words.runtime_name(arm.runtime) + (f" ({other_exporter(arm)})" if other_exporter(arm) else "")
+    names = [plain(arm.model), plain(arm.recipe), plain(runtime)]
+    if arm.status != "done":
+        return [*names, f"**{arm.status}**", *[words.NOTHING] * 8, plain(words.first_line(arm.cause))]
+    return [*names, *size_cells(arm), *latency_cells(arm), words.megabytes(arm.memory.model_bytes) if arm.memory else words.NOTHING, *accuracy_cells(arm), weights(arm)]
+
+
+def size_cells(arm: Arm) -> list[str]:
+    return [words.megabytes(arm.size.file_bytes), words.times(arm.size.ratio)] if arm.size else [words.NOTHING] * 2
+
+
+def latency_cells(arm: Arm) -> list[str]:
+    if arm.latency is None:
+        return [words.NOTHING] * 2
+    return [f"{words.milliseconds(arm.latency.median_ms.value)} {words.interval(arm.latency.median_ms)}", speedup(arm)]
+
+
+def speedup(arm: Arm) -> str:
+    """Only a shown gain is printed as one; everything else carries its verdict first."""
+    latency = arm.latency
+    if latency.speedup is None or latency.verdict == "baseline":
+        return latency.verdict
+    text = estimate(latency.speedup, words.times)
+    if counts_as_faster(arm):
+        return f"**{words.times(latency.speedup.value)}** {words.interval(latency.speedup, words.times)} faster"
+    return f"simulated, no speed result: {text}" if is_simulated(arm) else f"{latency.verdict}: {text}"
+
+
+def accuracy_cells(arm: Arm) -> list[str]:
+    accuracy = arm.accuracy
+    if accuracy is None:
+        return [words.NOTHING] * 4
+    value = f"{words.percent(accuracy.value.value)} {words.interval(accuracy.value, words.percent)}"
+    if accuracy.difference is None:
+        return [value, loss(arm), words.NOTHING, words.NOTHING]
+    verdict = {"loss": "**loss**", "gain": "gain"}.get(loss(arm), "no loss shown")
+    return [value, f"{estimate(accuracy.difference, words.points)} points, {verdict}", words.p_value(accuracy.mcnemar_p), words.percent(accuracy.flipped)]
+
+
+def estimate(value: Estimate, form) -> str:
+    return f"{form(value.value)} {words.interval(value, form)}"
+
+
+def weights(arm: Arm) -> str:
+    return f"**simulated**: {placement_words(arm)}" if is_simulated(arm) else placement_words(arm) or words.NOTHING
+
+
+def runtimes_table(results: Results) -> str:
+    head = ["Runtime", "float32", "Noise floor (A/A)", "Smallest with no measurable loss", "Fastest with no measurable loss"]
+    found = [(one, own) for one in picks(results) for own in one.runtimes]
+    several = len({(one.model, one.target) for one, _ in found}) > 1
+    rows = [
+        [
+            (f"{plain(one.model)}, {plain(one.target)}: " if several else "") + plain(words.runtime_name(own.runtime)),
+            words.milliseconds(own.baseline.latency.median_ms.value) if own.baseline and own.baseline.latency else words.NOTHING,
+            f"{words.interval(own.noise, words.times)}×" if own.noise else "no A/A run",
+            plain(smallest_words(own.smallest)),
+            plain(fastest_words(own.fastest)),
+        ]
+        for one, own in found
+    ]
+    return "## By runtime\n\n" + table(head, rows, {1, 2})
+
+
+def alternative(chart: Chart) -> str:
+    model, target = chart.group
+    return f"{model} on {words.TARGET_NAMES.get(target, target)}: accuracy against {chart.axis.title}, one panel per runtime"
+
+
+def image_names(charts: list[Chart]) -> list[str]:
+    """Relative file names, unique: charts/accuracy-size.svg, with a number in front where several models are shown."""
+    several = len({chart.group for chart in charts}) > 1
+    order = list(dict.fromkeys(chart.group for chart in charts))
+    return [f"charts/{f'{order.index(chart.group) + 1}-' if several else ''}{chart.slug}.svg" for chart in charts]
+
+
+def facts(title: str, lines: dict[str, str]) -> str:
+    return f"## {title}\n\n" + "\n".join(f"- **{plain(name)}**: {plain(text)}" for name, text in lines.items()) if lines else ""
+
+
+def reproduce(results: Results) -> str:
+    took = f"Measured {results.created[:16].replace('T', ' ')} UTC in {words.seconds(results.wall_seconds)}."
+    return f"## Again\n\n{code(results.command)}\n\n{took} Everything, block medians included: [results.json](results.json), [results.csv](results.csv)."

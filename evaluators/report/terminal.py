@@ -1,0 +1,80 @@
+"""The results as a table in a terminal, 110 columns wide, with every failure and its cause below."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from evaluators.report import words
+from evaluators.report.reading import counts_as_faster, counts_as_smaller, grouped, is_simulated, loss, main_placement, other_exporter, summary, unfinished
+from evaluators.results import Arm, Estimate, Results
+
+COLUMNS = ("Recipe", "Size", "Ratio", "Latency", "Speedup", "Memory", "Accuracy", "Against float32", "Weights")
+
+
+def print_table(results: Results, console: Console) -> None:
+    """Prints a table for each model, target and runtime, then what did not finish, then the summary."""
+    for (model, target, runtime), arms in grouped(results.arms, lambda arm: (arm.model, arm.target, arm.runtime)).items():
+        console.print(heading(model, target, runtime, arms))
+        console.print(table(arms))
+    for (status, cause), arms in unfinished(results).items():
+        console.print(failure(status, cause, arms))
+    console.print()
+    for sentence in summary(results):
+        console.print(Text(sentence))
+
+
+def heading(model: str, target: str, runtime: str, arms: list[Arm]) -> Text:
+    noise = next((arm.latency.noise for arm in arms if arm.latency and arm.latency.noise), None)
+    text = Text(f"\n{model} · {words.runtime_name(runtime)} · {words.TARGET_NAMES.get(target, target)}", style="bold")
+    return text.append(f"   noise floor: float32 against itself {words.interval(noise, words.times)}×" if noise else "   no A/A run", style="not bold dim")
+
+
+def table(arms: list[Arm]) -> Table:
+    drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for name in COLUMNS:
+        drawn.add_column(name, justify="left" if name in ("Recipe", "Weights") else "right", no_wrap=True, overflow="ellipsis")
+    for arm in arms:
+        drawn.add_row(*cells(arm))
+    return drawn
+
+
+def cells(arm: Arm) -> list[Text]:
+    name = Text(arm.recipe + (f" ({other_exporter(arm)})" if other_exporter(arm) else ""))
+    if arm.status != "done":
+        return [name, Text(arm.status, style="bold red" if arm.status == "failed" else "yellow"), *[Text(words.NOTHING, style="dim")] * (len(COLUMNS) - 2)]
+    return [
+        name,
+        Text(words.megabytes(arm.size.file_bytes) if arm.size else words.NOTHING),
+        Text(words.times(arm.size.ratio) if arm.size else words.NOTHING, style="" if counts_as_smaller(arm) else "dim"),
+        Text(words.milliseconds(arm.latency.median_ms.value) if arm.latency else words.NOTHING),
+        speedup(arm),
+        Text(words.megabytes(arm.memory.model_bytes) if arm.memory else words.NOTHING),
+        Text(words.percent(arm.accuracy.value.value) if arm.accuracy else words.NOTHING),
+        difference(arm),
+        Text(main_placement(arm), style="bold magenta" if is_simulated(arm) else ""),
+    ]
+
+
+def speedup(arm: Arm) -> Text:
+    if arm.latency is None or arm.latency.speedup is None or arm.latency.verdict == "baseline":
+        return Text(arm.latency.verdict if arm.latency else words.NOTHING, style="dim")
+    sign, style = {"faster": ("▲ ", "green"), "slower": ("▼ ", "red")}.get(arm.latency.verdict, ("≈ ", "dim"))
+    if arm.latency.verdict == "faster" and not counts_as_faster(arm):
+        sign, style = "≈ ", "dim"
+    return Text(sign + estimate(arm.latency.speedup, words.times), style=style)
+
+
+def difference(arm: Arm) -> Text:
+    if arm.accuracy is None or arm.accuracy.difference is None:
+        return Text(loss(arm) if arm.accuracy else words.NOTHING, style="dim")
+    sign, style = {"loss": ("▼ ", "red"), "gain": ("▲ ", "green")}.get(loss(arm), ("≈ ", "dim"))
+    return Text(sign + estimate(arm.accuracy.difference, words.points), style=style)
+
+
+def estimate(value: Estimate, form) -> str:
+    return f"{form(value.value)} {words.interval(value, form)}"
+
+
+def failure(status: str, cause: str, arms: list[Arm]) -> Text:
+    text = Text(f"\n{status}: ", style="bold red" if status == "failed" else "yellow")
+    return text.append(", ".join(arm.id for arm in arms), style="bold default").append(f"\n{cause}", style="not bold default")

@@ -1,0 +1,85 @@
+"""Numbers as people read them: always with a unit, an interval where there is one, and a dash where there is nothing."""
+
+from math import floor, isfinite, log10
+
+from evaluators.results import Estimate
+
+NOTHING = "–"
+MINUS = "\u2212"
+RUNTIME_NAMES = {"litert": "LiteRT", "onnxruntime": "ONNX Runtime", "torch": "PyTorch eager", "torch-compiled": "PyTorch compiled", "executorch": "ExecuTorch"}
+TARGET_NAMES = {"cpu": "this CPU"}
+
+
+def runtime_name(runtime: str) -> str:
+    return RUNTIME_NAMES.get(runtime, runtime)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`value` to `digits` significant digits, never in exponent form: 0.0123, 1.23, 123, 1,234."""
+    if value is None or not isfinite(value):
+        return NOTHING
+    places = 0 if value == 0 else max(0, digits - 1 - floor(log10(abs(value))))
+    return f"{value:,.{places}f}".replace("-", MINUS)
+
+
+def megabytes(size: float | None) -> str:
+    """Bytes as MB (1,000,000 bytes), or kB under 0.1 MB."""
+    if size is None or not isfinite(size):
+        return NOTHING
+    if abs(size) < 100_000:
+        return f"{number(size / 1e3)} kB"
+    return f"{number(size / 1e6)} MB"
+
+
+def milliseconds(value: float | None) -> str:
+    return NOTHING if value is None or not isfinite(value) else f"{number(value)} ms"
+
+
+def times(value: float | None) -> str:
+    return NOTHING if value is None or not isfinite(value) else f"{value:.2f}×"
+
+
+def percent(share: float | None, places: int = 1) -> str:
+    return NOTHING if share is None or not isfinite(share) else f"{100 * share:.{places}f}%"
+
+
+def points(share: float | None, signed: bool = True) -> str:
+    """A difference of two shares in percentage points."""
+    if share is None or not isfinite(share):
+        return NOTHING
+    text = f"{100 * share:{'+' if signed else ''}.1f}".replace("-", MINUS)
+    return text.replace("+0.0", "0.0").replace(f"{MINUS}0.0", "0.0") if abs(share) < 0.0005 else text
+
+
+def seconds(value: float) -> str:
+    if value < 120:
+        return f"{number(value)} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def p_value(p: float | None) -> str:
+    if p is None or not isfinite(p):
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def interval(estimate: Estimate | None, form=number) -> str:
+    """The 95% interval alone, "[1.9, 2.1]", each end in `form` without its unit."""
+    if estimate is None:
+        return ""
+    low, high = (form(end).removesuffix("×").removesuffix("%").removesuffix(" ms") for end in (estimate.low, estimate.high))
+    return f"[{low}, {high}]"
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def listed(items: list[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "none"
+
+
+def first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
