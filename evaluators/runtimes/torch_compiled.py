@@ -1,0 +1,37 @@
+"""torch.export programs compiled by Inductor."""
+
+import torch
+
+from compress.artifact import Artifact
+from compress.errors import CompressError
+from evaluators.runtimes.torch_eager import TorchSession, int8_products_are_exact, open_program, zeros
+from evaluators.runtimes.torch_eager import versions as eager_versions
+
+EXPORTER = "torch"
+SUFFIX = ".pt2"
+
+
+def load(artifact: Artifact, threads: int) -> TorchSession:
+    """A compiled session; compiling takes seconds to a minute. CompressError where there is no C++ compiler."""
+    compiler()
+    torch.set_num_threads(threads)
+    # Freezing folds constants and lowers static int8 to oneDNN, whose int8 kernels are wrong on a CPU where they saturate.
+    freezing = not artifact.contents.activation_ranges or int8_products_are_exact()
+    compiled = torch.compile(open_program(artifact), fullgraph=True, dynamic=False, options={"freezing": freezing})
+    session = TorchSession(compiled, artifact)
+    session.run({name: value for (name, _), value in zip(session.inputs, map(torch.Tensor.numpy, zeros(artifact)), strict=True)})
+    return session
+
+
+def compiler() -> str:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise CompressError("torch-compiled needs a C++ compiler: install g++ (Debian: apt-get install g++) or name one in the variable CXX") from error
+
+
+def versions() -> dict[str, str]:
+    return eager_versions() | {"C++ compiler": compiler()}

@@ -1,0 +1,170 @@
+"""Writes a .pt2 by torch.export: the core's codes and scales with the operators that compute on them."""
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+from compress.artifact import Contents
+from compress.errors import ExportError, Refused
+from compress.pipeline import Compressed
+from compress.plan import Decision
+from compress.samples import samples
+from exporters import Placed, metadata, placements
+from exporters.pt2_file import METADATA_FILE, read_contents
+from exporters.torch_placing import choose
+
+SUFFIX = ".pt2"
+RUNTIME = "torch"
+OWN_NUMBERS = False
+
+programs: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()  # a network's float program: several recipes export it once
+
+
+def place(decision: Decision, framework: str) -> Placed:
+    choice = choose(decision)
+    return Placed(choice.placement, choice.reason)
+
+
+def read(path: Path) -> Contents:
+    return read_contents(path)
+
+
+def write(small: Compressed, path: Path) -> tuple[str, ...]:
+    """Writes the file; ExportError names weights that the exported graph does not read as the plan says."""
+    import torch
+
+    from exporters.torch_graph import flat_module
+
+    module = flat_module(float_program(small.network))
+    with torch.no_grad():
+        module, stored = with_small_weights(small, module)
+    save(small, module, stored, path)
+    return notes(small)
+
+
+def notes(small: Compressed) -> tuple[str, ...]:
+    placed = placements(small.plan, "torch", small.network.framework, small.recipe.allow_float)
+    ways = {choose(d).way for name, d in small.plan.compressed.items() if placed[name].placement != "float"}
+    found = {
+        "dynamic": "dynamic int8 activations have one symmetric scale per token, as in torchao's Int8DynamicActivationInt8Weight",
+        "static": "static int8 is PT2E's dequantize-operator-quantize graph: both runtimes lower it to oneDNN's int8 kernels when they load it",
+        "int4": "int4 layers compute in bfloat16, the only activation type in which ATen's int4 kernel is fast; everything else stays in float32",
+    }
+    return tuple(text for way, text in found.items() if way in ways)
+
+
+def float_program(network: Any) -> Any:
+    """torch.export's program of the network in float32, exported once per network object."""
+    if network not in programs:
+        programs[network] = keras_program(network) if network.framework == "keras" else pytorch_program(network)
+    return programs[network]
+
+
+def pytorch_program(network: Any) -> Any:
+    import torch
+
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its one fused operator hides the projections that recipes compress
+    try:
+        with torch.no_grad():
+            return torch.export.export(network.model, network.example)
+    except Exception as error:
+        raise ExportError(f"torch.export refused {type(network.model).__name__}: {error}") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def keras_program(network: Any) -> Any:
+    import tempfile
+
+    import torch
+
+    from compress.backends.keras_in_torch import to_exported_program
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "float.pt2"
+        to_exported_program(network.model, network.inputs, path)
+        return torch.export.load(path)
+
+
+def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """The module computing with the core's codes, and what the file's metadata says about each planned tensor."""
+    from exporters.torch_graph import Builder, find_sites, root
+    from exporters.torch_kernels import place_site, static_site
+
+    network = small.network
+    placed = placements(small.plan, "torch", network.framework, small.recipe.allow_float)
+    choices = {name: choose(small.plan.compressed[name]) for name, found in placed.items() if found.placement != "float"}
+    weights = {name: weight for name, weight in network.weights().items() if name in placed}
+    aliases = None if network.framework == "keras" else {alias: w.name for w in weights.values() for alias in (w.name, *w.tied)}
+    sites = find_sites(module, {name: weight.value for name, weight in weights.items()}, aliases)
+    repeated = frozenset(name for name, choice in choices.items() if choice.way == "static" and not small.encoded[name].scales.ndim)
+    builder, static = Builder(module, small.encoded, repeated), {}
+    for site in sites:
+        if site.name not in choices:
+            continue
+        node = static_site(builder, site) if choices[site.name].way == "static" else None
+        if node is None:
+            place_site(builder, site, choices[site.name])
+        else:
+            static[node.name] = site.name
+    if static:
+        from exporters.torch_pt2e import quantize_static
+
+        module.recompile()
+        module = quantize_static(builder, static, the_static_activations(small, set(static.values())), batches(small))
+    float_names = {site.name: root(site.source).target for site in sites if site.name not in choices}
+    kept_float = {name: {"file_name": float_names.get(name, name), "placement": "float", "reason": placed[name].reason} for name in placed if name not in choices}
+    return module, kept_float | {name: described(builder, name) for name in choices}
+
+
+def the_static_activations(small: Compressed, names: set[str]) -> Any:
+    found = {small.plan.compressed[name].activations for name in names}
+    if len(found) > 1:
+        raise Refused(f"a PyTorch file takes one way of static activations, not {', '.join(sorted(map(str, found)))}")
+    return found.pop()
+
+
+def batches(small: Compressed):
+    import numpy as np
+    import torch
+
+    for sample in samples(small.calibration, small.network.inputs):
+        yield tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in sample.values())
+
+
+def described(builder: Any, name: str) -> dict[str, Any]:
+    """What `read` needs to know about one stored weight."""
+    stored, encoded = builder.store(name), builder.encoded[name]
+    decoded = list(dict.fromkeys(stored.decoded))
+    reasons = decoded or list(dict.fromkeys(filter(None, stored.native))) or ([] if stored.native else ["no operator reads it"])
+    return {
+        "file_name": stored.codes,
+        "scales": stored.scales,
+        "zero_points": stored.zero_points,
+        "bits": encoded.format.bits,
+        "shape": list(encoded.codes.shape),
+        "scale_shape": None if encoded.scales is None else list(encoded.scales.shape),
+        "placement": "native" if stored.native and not decoded else "decoded",
+        "reason": "; ".join(reasons),
+    }
+
+
+def save(small: Compressed, module: Any, stored: dict[str, dict[str, Any]], path: Path) -> None:
+    """Exports the module again and writes it without dead constants, example inputs and source locations."""
+    import torch
+
+    from exporters.torch_graph import drop_dead, strip
+
+    kept = {entry[part] for entry in stored.values() for part in ("file_name", "scales", "zero_points") if entry.get(part)}
+    drop_dead(module, kept)
+    with torch.no_grad():
+        program = torch.export.export(module, example(small.network))
+    strip(program)
+    torch.export.save(program, path, extra_files={METADATA_FILE: metadata(small, "torch", stored)})
+
+
+def example(network: Any) -> tuple[Any, ...]:
+    import torch
+
+    return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in network.inputs)

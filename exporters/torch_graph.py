@@ -1,0 +1,294 @@
+"""Exported graphs with small weights: finds where a graph reads a weight and puts the core's codes there, with what computes on them.
+
+The whole file works on the flat graph of `torch.export`, so that every module type, and Keras through its torch backend, is written the same way.
+"""
+
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import permutations
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from compress.errors import ExportError
+from compress.formats import FloatFormat, PerGroup
+from compress.numerics import Encoded, pack_low_first
+
+aten = torch.ops.aten
+LAYOUT_OPS = (aten.permute.default, aten.transpose.int, aten.t.default, aten.view.default, aten.reshape.default, aten.contiguous.default)
+LAYOUT_OPS += (aten.clone.default, aten.alias.default, aten.detach.default, aten.numpy_T.default, aten.unsqueeze.default, aten.squeeze.dim)
+CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a graph's tensor lies relative to the canonical one: axes permuted, and output channels split by group first (transposed convolutions)."""
+
+    axes: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def identity(self) -> bool:
+        return self.groups == 1 and self.axes == tuple(range(len(self.axes)))
+
+    def apply(self, value: np.ndarray) -> np.ndarray:
+        if self.groups == 1:
+            return value.transpose(self.axes)
+        out, inputs, *kernel = value.shape
+        return value.reshape(self.groups, out // self.groups, inputs, *kernel).swapaxes(1, 2).reshape(self.groups * inputs, -1, *kernel)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where the graph reads a weight: `user` takes the tensor that `source` gives, which lies as `layout` says."""
+
+    name: str
+    user: fx.Node
+    source: fx.Node
+    layout: Layout
+
+
+def flat_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The program as a module of positional tensors to a tuple of tensors, whatever containers the model itself returns."""
+    module = program.module(check_guards=False)
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    output.args = (tuple(node for node in torch.utils._pytree.tree_leaves(output.args[0]) if isinstance(node, fx.Node)),)
+    module.graph.set_codegen(fx.graph.CodeGen())
+    module.recompile()
+    return module
+
+
+def constant(module: fx.GraphModule, target: str) -> Any:
+    return operator.attrgetter(target)(module)
+
+
+def layouts(shape: tuple[int, ...], target: tuple[int, ...]) -> Iterator[Layout]:
+    """Layouts that could turn a canonical shape into a graph's, the plainest first."""
+    if len(shape) == len(target):
+        for axes in permutations(range(len(shape))):
+            if tuple(shape[a] for a in axes) == target:
+                yield Layout(axes)
+        if len(shape) > 2 and shape[0] % target[1] == 0:
+            groups = shape[0] // target[1]
+            if groups > 1 and (groups * shape[1], *shape[2:]) == (target[0], *target[2:]):
+                yield Layout(tuple(range(len(shape))), groups)
+
+
+def layout_of(weight: np.ndarray, value: np.ndarray) -> Layout | None:
+    """The layout in which `value` is the canonical `weight`, up to rounding; None where it is another tensor."""
+    for layout in layouts(weight.shape, value.shape):
+        if np.allclose(layout.apply(weight), value, rtol=1e-5, atol=1e-8):
+            return layout
+    return None
+
+
+def uses(node: fx.Node, value: torch.Tensor) -> Iterator[tuple[fx.Node, fx.Node, torch.Tensor]]:
+    """(user, source, value) of every operator that reads a constant, seen through operators that only move its elements."""
+    for user in node.users:
+        if user.target in LAYOUT_OPS and user.args[0] is node:
+            yield from uses(user, user.target(value, *user.args[1:], **user.kwargs))
+        else:
+            yield user, node, value
+
+
+def find_sites(module: fx.GraphModule, weights: Mapping[str, np.ndarray], aliases: Mapping[str, str] | None) -> list[Site]:
+    """Every place that reads one of `weights` (canonical float values by name). ExportError where a constant has no known layout.
+
+    aliases  the graph's constant names to weight names; None where names tell nothing, and values decide
+    """
+    sites = []
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = constant(module, node.target)
+        if not isinstance(value, torch.Tensor) or (aliases is not None and aliases.get(node.target) not in weights):
+            continue
+        names = [aliases[node.target]] if aliases is not None else [name for name, weight in weights.items() if weight.size == value.numel()]
+        for user, source, seen in uses(node, value.detach()):
+            found = match(names, weights, seen.numpy())
+            if found is None and aliases is not None:
+                raise ExportError(f"{names[0]}: {user.target} reads it as {list(seen.shape)}, which is no known layout of {list(weights[names[0]].shape)}")
+            if found is not None:
+                sites.append(Site(found[0], user, source, found[1]))
+    return sites
+
+
+def match(names: list[str], weights: Mapping[str, np.ndarray], value: np.ndarray) -> tuple[str, Layout] | None:
+    for name in names:
+        layout = layout_of(weights[name], value)
+        if layout is not None:
+            return name, layout
+    return None
+
+
+@dataclass(frozen=True)
+class LinearCall:
+    """x @ weight.T + bias, however the graph spells it."""
+
+    x: fx.Node
+    bias: fx.Node | None
+
+
+def linear_call(site: Site) -> LinearCall | None:
+    node, args = site.user, site.user.args
+    if node.target is aten.linear.default and args[1] is site.source and site.layout.identity:
+        return LinearCall(args[0], args[2] if len(args) > 2 else None)
+    if site.layout.axes != (1, 0) or node.kwargs:
+        return None
+    if node.target in (aten.matmul.default, aten.mm.default) and args[1] is site.source:
+        return LinearCall(args[0], None)
+    if node.target is aten.addmm.default and args[2] is site.source:
+        return LinearCall(args[1], args[0])
+    return None
+
+
+@dataclass
+class Stored:
+    """One weight in the module: the constants that hold it, named as the file will name them."""
+
+    codes: str
+    scales: str | None = None
+    zero_points: str | None = None
+    native: list[str] = field(default_factory=list)  # what is to be said of each reader that computes in the format
+    decoded: list[str] = field(default_factory=list)  # why each other reader expands it
+
+
+class Builder:
+    """Adds constants and operators to a module's graph, each constant once."""
+
+    def __init__(self, module: fx.GraphModule, encoded: Mapping[str, Encoded], repeated: frozenset[str] = frozenset()):
+        """`repeated` names tensors whose single scale is stored once per output channel, as the static kernels want it."""
+        self.module, self.encoded, self.repeated = module, encoded, repeated
+        self.stored: dict[str, Stored] = {}
+
+    def scale_shape(self, name: str) -> tuple[int, ...]:
+        encoded = self.encoded[name]
+        return encoded.codes.shape[:1] if name in self.repeated else encoded.scales.shape
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self.module.graph.call_function(target, args, kwargs)
+
+    def attribute(self, target: str) -> fx.Node:
+        return self.module.graph.get_attr(target)
+
+    def register(self, name: str, part: str, value: torch.Tensor) -> str:
+        target = f"{name.replace('.', '_').replace('/', '_')}__{part}"
+        self.module.register_buffer(target, value)
+        return target
+
+    def store(self, name: str) -> Stored:
+        """The constants of a weight, registered when first asked for."""
+        if name not in self.stored:
+            encoded = self.encoded[name]
+            stored = self.stored[name] = Stored(self.register(name, "codes", stored_codes(encoded)))
+            if encoded.scales is not None:
+                stored.scales = self.register(name, "scales", stored_scales(encoded, self.scale_shape(name)))
+            if encoded.zero_points is not None:
+                stored.zero_points = self.register(name, "zero_points", torch.from_numpy(encoded.zero_points.astype(np.int8 if encoded.format.bits <= 8 else np.int16)))
+        return self.stored[name]
+
+    def unpacked(self, name: str) -> fx.Node:
+        """Codes in canonical shape: as stored, or unsigned uint8 (code + 2^(bits-1)) from packed bytes."""
+        encoded, codes = self.encoded[name], self.attribute(self.store(name).codes)
+        bits = encoded.format.bits
+        if bits >= 8:
+            return codes
+        planes = [self.call(aten.bitwise_and.Scalar, codes, 2**bits - 1)]
+        for shift in range(bits, 8, bits):
+            planes.append(self.call(aten.bitwise_and.Scalar, self.call(aten.bitwise_right_shift.Tensor_Scalar, codes, shift), 2**bits - 1))
+        flat = self.call(aten.view.default, self.call(aten.stack.default, planes, -1), [-1])
+        count = encoded.codes.size
+        if count % (8 // bits):
+            flat = self.call(aten.slice.Tensor, flat, 0, 0, count)
+        return self.call(aten.view.default, flat, list(encoded.codes.shape))
+
+    def scales(self, name: str) -> fx.Node:
+        """float32 scales."""
+        node = self.attribute(self.store(name).scales)
+        return node if self.encoded[name].format.scale_dtype == "float32" else self.call(aten.to.dtype, node, torch.float32)
+
+    def decode(self, name: str) -> fx.Node:
+        """float32 values in canonical shape: (code - zero point) * scale."""
+        encoded = self.encoded[name]
+        values = self.call(aten.to.dtype, self.unpacked(name), torch.float32)
+        if isinstance(encoded.format, FloatFormat):
+            return values
+        shape = encoded.codes.shape
+        rows = rows_shape(encoded)
+        if rows != shape:
+            values = self.call(aten.view.default, values, list(rows))
+        values = self.scaled(name, values, [*self.scale_shape(name)] + [1] * (len(rows) - len(self.scale_shape(name))))
+        return values if rows == shape else self.call(aten.view.default, values, list(shape))
+
+    def scaled(self, name: str, values: fx.Node, shape: list[int]) -> fx.Node:
+        encoded = self.encoded[name]
+        if encoded.format.bits < 8:
+            values = self.call(aten.sub.Tensor, values, 2 ** (encoded.format.bits - 1))
+        if encoded.zero_points is not None:
+            zero = self.call(aten.to.dtype, self.attribute(self.store(name).zero_points), torch.float32)
+            values = self.call(aten.sub.Tensor, values, self.call(aten.view.default, zero, shape))
+        return self.call(aten.mul.Tensor, values, self.call(aten.view.default, self.scales(name), shape))
+
+    def in_layout(self, value: fx.Node, shape: tuple[int, ...], layout: Layout) -> fx.Node:
+        """A canonical value as the graph's operator wants it."""
+        if layout.identity:
+            return value
+        if layout.groups == 1:
+            return self.call(aten.permute.default, value, list(layout.axes))
+        out, inputs, *kernel = shape
+        split = self.call(aten.view.default, value, [layout.groups, out // layout.groups, inputs, *kernel])
+        return self.call(aten.reshape.default, self.call(aten.transpose.int, split, 1, 2), [layout.groups * inputs, out // layout.groups, *kernel])
+
+
+def rows_shape(encoded: Encoded) -> tuple[int, ...]:
+    """The codes' shape in which scales broadcast once trailing axes are added."""
+    shape = encoded.codes.shape
+    if isinstance(encoded.format.granularity, PerGroup):
+        return shape[0], prod(shape[1:]) // encoded.format.granularity.size, encoded.format.granularity.size
+    return shape
+
+
+def stored_codes(encoded: Encoded) -> torch.Tensor:
+    fmt = encoded.format
+    if isinstance(fmt, FloatFormat):
+        bits = torch.from_numpy(np.ascontiguousarray(encoded.codes).view(np.int16).copy())
+        return bits.view(torch.float16 if fmt.dtype == "float16" else torch.bfloat16)
+    if fmt.bits < 8:
+        return torch.from_numpy(pack_low_first(encoded.codes + np.int8(1 << (fmt.bits - 1)), fmt.bits))
+    return torch.from_numpy(np.array(encoded.codes))
+
+
+def stored_scales(encoded: Encoded, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.from_numpy(np.broadcast_to(np.asarray(encoded.scales, np.float32), shape).copy()).to(getattr(torch, encoded.format.scale_dtype))
+
+
+def root(node: fx.Node) -> fx.Node:
+    """The constant behind operators that only move its elements."""
+    return node if node.op == "get_attr" else root(node.args[0])
+
+
+def drop_dead(module: fx.GraphModule, kept: set[str]) -> None:
+    """Removes operators without effect and constants that nothing reads, except those named in `kept`."""
+    for node in module.graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
+        module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"} | kept
+    for name in [*dict(module.named_parameters(remove_duplicate=False)), *dict(module.named_buffers(remove_duplicate=False))]:
+        if name not in read:
+            path, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(path), leaf)
+    module.recompile()
+
+
+def strip(program: torch.export.ExportedProgram) -> None:
+    """Takes out what running does not need: dtype assertions, example inputs, and traces that name local files."""
+    graph = program.graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
+        graph.erase_node(node)
+    for node in graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
+            node.meta.pop(key, None)
+    program.graph_module.recompile()
+    program.example_inputs = None

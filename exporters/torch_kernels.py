@@ -1,0 +1,129 @@
+"""Writes each reader of a small weight into the graph: the operators that compute with its codes."""
+
+import torch
+
+from compress.formats import FloatFormat, PerGroup
+from exporters.torch_graph import CONVOLUTIONS, Builder, LinearCall, Site, aten, linear_call
+from exporters.torch_placing import Choice
+
+EPSILON = torch.finfo(torch.float32).eps  # the smallest activation scale, as torchao's Int8Tensor has it
+
+
+def place_site(builder: Builder, site: Site, choice: Choice) -> None:
+    """Rewrites one reader in the chosen way, or decodes where this reader is not the kind of operator that way is for."""
+    stored = builder.store(site.name)
+    call = linear_call(site)
+    with builder.module.graph.inserting_before(site.user):
+        if choice.way in LINEAR_WAYS and call is not None:
+            site.user.replace_all_uses_with(LINEAR_WAYS[choice.way](builder, site, call))
+            builder.module.graph.erase_node(site.user)
+            (stored.native if choice.placement == "native" else stored.decoded).append(choice.reason)
+            return
+        rows = gathers_rows(builder, site)
+        if rows:
+            site.user.replace_all_uses_with(embedding(builder, site))
+            builder.module.graph.erase_node(site.user)
+        else:
+            weight = builder.in_layout(builder.decode(site.name), builder.encoded[site.name].codes.shape, site.layout)
+            site.user.replace_input_with(site.source, weight)
+    stored.decoded.append(choice.reason if choice.way == "decode" else f"{site.user.target} reads it, which has no such kernel")
+
+
+def flattened(builder: Builder, x: torch.fx.Node):
+    """x as [tokens, features]."""
+    shape = x.meta["val"].shape
+    return x if len(shape) == 2 else builder.call(aten.reshape.default, x, [-1, shape[-1]])
+
+
+def finished(builder: Builder, site: Site, call: LinearCall, y: torch.fx.Node) -> torch.fx.Node:
+    """y [tokens, outputs] in the shape of the replaced operator, with its bias."""
+    shape = site.user.meta["val"].shape
+    if len(shape) != 2:
+        y = builder.call(aten.view.default, y, list(shape))
+    y = y if call.bias is None else builder.call(aten.add.Tensor, y, call.bias)
+    y.meta["val"] = site.user.meta["val"]
+    return y
+
+
+def weight_only(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
+    """(x @ codes.T) * scales + bias in float32, the arithmetic of torchao's Int8Tensor."""
+    codes = builder.call(aten.to.dtype, builder.unpacked(site.name), torch.float32)
+    y = builder.call(aten.linear.default, flattened(builder, call.x), codes)
+    return finished(builder, site, call, builder.call(aten.mul.Tensor, y, builder.scales(site.name)))
+
+
+def dynamic(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
+    """int8 x int8 to int32 with one symmetric scale per token, the arithmetic of torchao's Int8DynamicActivationInt8Weight.
+
+    In plain ATen operators, so that a file loads without torchao; its scale is max |x| / 127.5.
+    """
+    x = flattened(builder, call.x)
+    largest = builder.call(aten.amax.default, builder.call(aten.abs.default, x), [-1], True)
+    scale = builder.call(aten.clamp_min.default, builder.call(aten.div.Tensor, largest, 127.5), EPSILON)
+    scaled = builder.call(aten.round.default, builder.call(aten.mul.Tensor, x, builder.call(aten.reciprocal.default, scale)))
+    codes = builder.call(aten.to.dtype, builder.call(aten.clamp.default, scaled, -128, 127), torch.int8)
+    product = builder.call(aten._int_mm.default, codes, builder.call(aten.t.default, builder.unpacked(site.name)))
+    y = builder.call(aten.mul.Tensor, builder.call(aten.to.dtype, product, torch.float32), scale)
+    return finished(builder, site, call, builder.call(aten.mul.Tensor, y, builder.scales(site.name)))
+
+
+def int4(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
+    """bfloat16 activations times groups of 4-bit codes.
+
+    The kernel's own packing depends on the CPU (AVX2 and AVX-512 differ), so the file holds plain nibbles; a runtime packs them once when it loads the file.
+    """
+    encoded = builder.encoded[site.name]
+    nibbles = builder.call(aten.to.dtype, builder.unpacked(site.name), torch.int32)
+    packed = builder.call(aten._convert_weight_to_int4pack_for_cpu.default, nibbles, 1)
+    scales = builder.call(aten.t.default, builder.attribute(builder.store(site.name).scales))
+    pairs = builder.call(aten.stack.default, [scales, builder.call(aten.zeros_like.default, scales)], -1)
+    x = builder.call(aten.to.dtype, flattened(builder, call.x), torch.bfloat16)
+    y = builder.call(aten._weight_int4pack_mm_for_cpu.default, x, packed, encoded.format.granularity.size, pairs)
+    return finished(builder, site, call, builder.call(aten.to.dtype, y, torch.float32))
+
+
+LINEAR_WAYS = {"weight_only": weight_only, "dynamic": dynamic, "int4": int4}
+
+
+def gathers_rows(builder: Builder, site: Site) -> bool:
+    fmt = builder.encoded[site.name].format
+    whole = isinstance(fmt, FloatFormat) or (fmt.bits >= 8 and not isinstance(fmt.granularity, PerGroup))
+    return whole and site.user.target is aten.embedding.default and site.user.args[0] is site.source and site.layout.identity
+
+
+def embedding(builder: Builder, site: Site) -> torch.fx.Node:
+    """Looks up small rows and expands only those."""
+    encoded, stored, indices = builder.encoded[site.name], builder.store(site.name), site.user.args[1]
+    rows = builder.call(aten.embedding.default, builder.attribute(stored.codes), indices)
+    rows = builder.call(aten.to.dtype, rows, torch.float32)
+    if isinstance(encoded.format, FloatFormat):
+        return rows
+    scales, per_row = builder.scales(site.name), len(builder.scale_shape(site.name)) > 0
+    if stored.zero_points is not None:
+        zeros = builder.call(aten.to.dtype, builder.attribute(stored.zero_points), torch.float32)
+        rows = builder.call(aten.sub.Tensor, rows, looked_up(builder, zeros, indices) if per_row else zeros)
+    return builder.call(aten.mul.Tensor, rows, looked_up(builder, scales, indices) if per_row else scales)
+
+
+def looked_up(builder: Builder, per_row: torch.fx.Node, indices: torch.fx.Node) -> torch.fx.Node:
+    """[..., 1]: the entry of every index."""
+    return builder.call(aten.embedding.default, builder.call(aten.unsqueeze.default, per_row, 1), indices)
+
+
+def static_site(builder: Builder, site: Site) -> torch.fx.Node | None:
+    """The reader as a linear layer or convolution of a float constant in canonical layout, for the quantizer to find; None for any other operator."""
+    call = linear_call(site)
+    graph = builder.module.graph
+    convolution = site.user.target in CONVOLUTIONS and site.user.args[1] is site.source and site.layout.identity
+    if call is None and not convolution:
+        return None
+    with graph.inserting_before(site.user):
+        weight = builder.attribute(builder.register(site.name, "float", torch.from_numpy(builder.encoded[site.name].decode())))
+        if convolution:
+            site.user.replace_input_with(site.source, weight)
+            return site.user
+        node = builder.call(aten.linear.default, call.x, weight, *(() if call.bias is None else (call.bias,)))
+        node.meta["val"] = site.user.meta["val"]
+        site.user.replace_all_uses_with(node)
+        graph.erase_node(site.user)
+        return node
