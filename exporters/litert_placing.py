@@ -1,0 +1,248 @@
+"""Places a plan's operators with litert-quantizer, which writes the core's own codes and scales instead of fitting its own."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+
+from compress.calibration import Range, observe
+from compress.errors import ExportError
+from compress.formats import FloatFormat, IntFormat, PerAxis, PerGroup, StaticActivations
+from compress.numerics import Encoded
+from exporters import tflite_file
+from exporters.litert_matching import Layout
+
+ALGORITHM = "compresskit"  # the name under which litert-quantizer asks for given numbers
+WEIGHT_INPUT = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1, "EMBEDDING_LOOKUP": 1, "BATCH_MATMUL": 1}
+SINGLE_CHANNEL_AXIS = {"DEPTHWISE_CONV_2D": 3}  # of an operator's weight with one output channel; 0 elsewhere
+LOWEST = np.finfo(np.float32).min
+MASK = -9e3  # activations below this are attention masks (-1e4, -3.4e38, -inf): in 8 or 16 bits nothing else of the tensor would be left
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A weight's numbers in the file's layout, as litert-quantizer takes them, and what its layer computes with."""
+
+    encoded: Encoded
+    layout: Layout
+    activations: Any
+
+    def parameters(self, single_channel_axis: int = 0) -> Any:
+        from litert_quantizer import qtyping
+
+        fmt, codes = self.encoded.format, self.layout.to_file(self.encoded.codes)
+        if isinstance(fmt, FloatFormat):
+            return qtyping.NonLinearQuantParams(num_bits=16, quantized_data=codes)
+        axis, block = None, 0
+        shape = [1] * codes.ndim
+        if isinstance(fmt.granularity, PerAxis):
+            axis = single_channel_axis if self.layout.channel_axis is None else self.layout.channel_axis
+            shape[axis] = codes.shape[axis]
+        elif isinstance(fmt.granularity, PerGroup):
+            axis, block = 1, fmt.granularity.size
+            shape = list(self.encoded.scales.shape)
+        scales = self.encoded.scales.reshape(shape)
+        return qtyping.UniformQuantParams(
+            num_bits=fmt.bits, quantized_dimension=axis, scale=scales, zero_point=np.zeros(shape, np.int32), quantized_data=codes, block_size=block
+        )
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Ranges of the tensors that the float model computes, by name, and which of them hold masks."""
+
+    activations: StaticActivations
+    ranges: Mapping[str, Range]
+    masks: frozenset[str]
+
+    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
+        """In litert-quantizer's form."""
+        return {name: {"min": np.float32(found.low), "max": np.float32(found.high)} for name, found in self.ranges.items()}
+
+
+def quantize(model: Any, given: Mapping[str, Given], calibrated: Calibrated | None) -> tuple[bytes, tuple[str, ...]]:
+    """The file with the given numbers, by the file's tensor names, and notes on what stayed in float.
+
+    Where there are calibrated activations, operators without weights compute in them as well.
+    """
+    from litert_quantizer import model_modifier
+
+    rules = Rules(model, given, calibrated)
+    statistics = {} if calibrated is None else calibrated.statistics()
+    parameters = generator(given)(model).generate_quantization_parameters(rules, statistics, enable_progress_bar=False)
+    data = model_modifier.ModelModifier(model).modify_model(parameters, enable_progress_bar=False)
+    return bytes(data), rules.notes()
+
+
+class Rules:
+    """Stands in for litert-quantizer's recipe: says how each operator computes, by the names of its outputs."""
+
+    def __init__(self, model: Any, given: Mapping[str, Given], calibrated: Calibrated | None):
+        from litert_quantizer.utils import tfl_flatbuffer_utils
+
+        self.model, self.given, self.calibrated = model, given, calibrated
+        self.left: Counter[str] = Counter()
+        self.configs = {}
+        for graph in model.subgraphs:
+            for operator in graph.operators or ():
+                scope = tfl_flatbuffer_utils.get_op_scope(operator, graph.tensors)
+                self.configs[scope] = self.config(graph, operator)
+
+    def need_calibration(self) -> bool:
+        return False  # the ranges come with the call
+
+    def get_quantization_configs(self, name: Any, scope: str) -> tuple[str, Any]:
+        from litert_quantizer import qtyping
+
+        config = self.configs.get(scope) if name not in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT) else None
+        if config is None:
+            return "no_quantize", qtyping.OpQuantizationConfig()
+        register()
+        return ALGORITHM, config
+
+    def config(self, graph: Any, operator: Any) -> Any:
+        """An operator's configuration; None where it computes in float."""
+        name = tflite_file.operator_name(self.model, operator)
+        tensors = [tflite_file.Place(graph, i) for i in operator.inputs if i >= 0]
+        if name in WEIGHT_INPUT:
+            weight = tensors[WEIGHT_INPUT[name]]
+            if self.constant(weight):
+                found = self.given.get(weight.name)
+                return weight_config(name, found) if found else None
+        if self.calibrated is None:
+            return None
+        return self.plain_config(name, [*tensors, *(tflite_file.Place(graph, i) for i in operator.outputs)])
+
+    def constant(self, place: tflite_file.Place) -> bool:
+        return self.model.buffers[place.tensor.buffer].data is not None
+
+    def plain_config(self, name: str, tensors: list[tflite_file.Place]) -> Any:
+        """The static configuration of an operator without weights, or None with a note."""
+        tensors = [place for place in tensors if place.dtype == "float32"]
+        if not tensors:
+            return None
+        config = integer_config(8, PerAxis(), self.calibrated.activations)
+        reason = ""
+        if any(place.name in self.given for place in tensors):
+            reason = "reads a weight"
+        elif any(place.name in self.calibrated.masks for place in tensors):
+            reason = "masked values"
+        elif any(place.name not in self.calibrated.ranges and not self.constant(place) for place in tensors):
+            reason = "in a subgraph"
+        elif not supported(name, config):
+            reason = f"no int{self.calibrated.activations.bits} form"
+        if reason:
+            self.left[f"{name} ({reason})"] += 1
+        return None if reason else config
+
+    def notes(self) -> tuple[str, ...]:
+        if not self.left:
+            return ()
+        return ("operators without weights that stay in float: " + ", ".join(f"{count} {name}" for name, count in sorted(self.left.items())),)
+
+
+def weight_config(name: str, given: Given) -> Any:
+    """How a weight's operator computes: None in float, with the weight expanded; otherwise with the integer codes."""
+    fmt = given.encoded.format
+    if isinstance(fmt, FloatFormat):
+        return None
+    block = isinstance(fmt.granularity, PerGroup)
+    lookup = name == "EMBEDDING_LOOKUP"
+    if given.activations is None and not block and not lookup:
+        return None
+    activations = given.activations if isinstance(given.activations, StaticActivations) and not lookup else None
+    config = integer_config(fmt.bits, fmt.granularity, activations, given, SINGLE_CHANNEL_AXIS.get(name, 0))
+    if not supported(name, config):
+        raise ExportError(f"{given.layout.file_name}: LiteRT has no {name} kernel for {fmt} with {given.activations or 'float activations'}")
+    return config
+
+
+def integer_config(bits: int, granularity: Any, activations: StaticActivations | None, given: Given | None = None, axis: int = 0) -> Any:
+    from litert_quantizer import qtyping
+
+    kind = qtyping.QuantGranularity
+    named = f"BLOCKWISE_{granularity.size}" if isinstance(granularity, PerGroup) else "CHANNELWISE" if isinstance(granularity, PerAxis) else "TENSORWISE"
+    numbers = {} if given is None else {"given": given, "axis": axis}
+    return qtyping.OpQuantizationConfig(
+        activation_tensor_config=None if activations is None else qtyping.TensorQuantizationConfig(activations.bits, symmetric=activations.bits == 16),
+        weight_tensor_config=qtyping.TensorQuantizationConfig(bits, granularity=kind[named], algorithm_params=numbers),
+        compute_precision=qtyping.ComputePrecision.INTEGER,
+    )
+
+
+def supported(name: str, config: Any) -> bool:
+    """Whether litert-quantizer's policy, which follows LiteRT's kernels, knows this operator in this form."""
+    from litert_quantizer import algorithm_manager
+
+    try:
+        algorithm_manager.check_op_quantization_config("min_max_uniform_quantize", operation(name), config)
+    except ValueError:  # its only way to say no, also for operators that it does not know
+        return False
+    return True
+
+
+def operation(name: str) -> Any:
+    from litert_quantizer import qtyping
+
+    return qtyping.TFLOperationName("CONV_2D_TRANSPOSE" if name == "TRANSPOSE_CONV" else name)
+
+
+@cache
+def register() -> None:
+    """Teaches litert-quantizer the algorithm whose weights are given and whose activations follow from given ranges."""
+    from litert_quantizer import algorithm_manager as manager
+    from litert_quantizer.algorithms.uniform_quantize import naive_min_max_quantize as minmax
+
+    def parameters(op_info: Any, config: Any, content: np.ndarray | None = None, statistics: dict | None = None) -> Any:
+        given = config.algorithm_params.get("given")
+        if given is None or content is None:
+            return minmax.get_tensor_quant_params(op_info, config, content, statistics)
+        return given.parameters(config.algorithm_params["axis"])
+
+    for name, materialize in manager.MIN_MAX_OP_NAME_MATERIALIZE_FUNC_DICT.items():
+        manager.register_quantized_op(ALGORITHM, name, minmax.init_qsvs, minmax.min_max_calibrate, partial(materialize, parameters))
+
+
+def generator(given: Mapping[str, Given]) -> type:
+    """litert-quantizer's parameter generator, with the weights of float operators stored small and expanded in front of them."""
+    from litert_quantizer import params_generator, qtyping
+
+    class Generator(params_generator.ParamsGenerator):
+        def _get_params_for_no_quant_op(self, index: int, operator: Any, tensors: list) -> list:
+            return [expanded(p) for p in super()._get_params_for_no_quant_op(index, operator, tensors)]
+
+    def expanded(found: Any) -> Any:
+        if found.tensor_name not in given or not found.consumers:
+            return found
+        how = {"transformations": [qtyping.QuantTransformation.ADD_DEQUANTIZE], "parameters": given[found.tensor_name].parameters()}
+        return replace(found, consumers=[replace(consumer, **how) for consumer in found.consumers])
+
+    return Generator
+
+
+def calibrate(data: bytes, batches: Iterable[list[np.ndarray]], activations: StaticActivations) -> Calibrated:
+    """The range of every float tensor that the model computes, over batches of the file's inputs in their order."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # a delegate hides the tensors between its operators
+    interpreter = Interpreter(model_content=data, experimental_preserve_all_tensors=True, experimental_op_resolver_type=plain)
+    interpreter.allocate_tensors()
+    graph = tflite_file.parse(data, "the float model").subgraphs[0]
+    made = {i for operator in graph.operators for i in operator.outputs} | set(graph.inputs)
+    watched = {place.name: place.index for i in sorted(made) if (place := tflite_file.Place(graph, i)).dtype == "float32"}
+    masks = set()
+
+    def batches_of_activations() -> Iterator[dict[str, np.ndarray]]:
+        for arrays in batches:
+            for index, array in zip(graph.inputs, arrays, strict=True):
+                interpreter.set_tensor(index, array)
+            interpreter.invoke()
+            found = {name: interpreter.get_tensor(index) for name, index in watched.items()}
+            masks.update(name for name, array in found.items() if array.size and array.min() < MASK)
+            yield {name: np.maximum(array, LOWEST) if name in masks else array for name, array in found.items()}
+
+    ranges = observe(batches_of_activations(), activations)
+    return Calibrated(activations, ranges, frozenset(masks))

@@ -1,0 +1,141 @@
+"""What a .tflite file holds, whoever wrote it."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.artifact import Contents, StoredTensor
+from compress.errors import BrokenFile
+from compress.network import InputSpec
+from compress.plan import Placement
+from exporters import METADATA_KEY, tflite_file
+from exporters.litert_matching import Layout
+
+EXPANDED = "DEQUANTIZE expands it to float32 when the model loads"
+
+
+def read(path: Path) -> Contents:
+    """Constants, operators, inputs and outputs of a .tflite file. BrokenFile where it is damaged."""
+    model = tflite_file.parse(path.read_bytes(), path.name)
+    told = told_by(model, path.name)
+    try:
+        return Contents("tflite", inputs(model, told), outputs(model, told), tuple(tensors(model, told)), tflite_file.operators(model), told, ranges(model))
+    except (KeyError, TypeError, IndexError) as error:
+        raise BrokenFile(f"{path.name}: its compresskit metadata does not fit its tensors: {error!r}") from error
+
+
+def told_by(model: Any, name: str) -> dict:
+    content = tflite_file.metadata(model, METADATA_KEY)
+    if content is None:
+        return {}
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise BrokenFile(f"{name}: its compresskit metadata is not JSON: {error}") from error
+
+
+def inputs(model: Any, told: Mapping) -> tuple[InputSpec, ...]:
+    graph = model.subgraphs[0]
+    found = [tflite_file.Place(graph, i) for i in graph.inputs]
+    if not told:
+        return tuple(InputSpec(place.name, place.shape, place.dtype, place.name) for place in found)
+    named = zip(told["inputs"], told["input_positions"], strict=True)
+    return tuple(
+        InputSpec(name, found[i].shape, found[i].dtype, found[i].name) if i >= 0 else InputSpec(name, tuple(shape), dtype) for (name, shape, dtype), i in named
+    )
+
+
+def outputs(model: Any, told: Mapping) -> tuple[InputSpec, ...]:
+    graph = model.subgraphs[0]
+    found = [tflite_file.Place(graph, i) for i in graph.outputs]
+    order = told.get("output_positions", range(len(found)))
+    return tuple(InputSpec(found[i].name, found[i].shape, found[i].dtype, found[i].name) for i in order)
+
+
+def tensors(model: Any, told: Mapping) -> Iterable[StoredTensor]:
+    """Every float or quantized constant once, weights of the plan under its names, scales of blocks with their weights."""
+    names = defaultdict(list)
+    for name, entry in told.get("tensors", {}).items():
+        if not entry["places"]:
+            yield StoredTensor(name, "", tuple(entry["canonical"]), "float32", "float", entry["reason"])
+        for place in entry["places"]:
+            names[place["file_name"]].append((name, entry, Layout.of(place)))
+    places = tflite_file.constants(model)
+    scales = {(id(place.graph), index) for place in places if (index := tflite_file.block_scales(place)) is not None}
+    named, counted = set(), set()
+    for place in places:
+        if (id(place.graph), place.index) in scales or not is_weight(place):
+            continue
+        bare = place.tensor.buffer in counted
+        counted.add(place.tensor.buffer)
+        for name, entry, layout in names.get(place.name, [(place.name, {}, None)]):
+            yield stored(model, place, place.name if name in named else name, entry.get("reason", ""), layout, bare)
+            named.add(name)
+            bare = True
+
+
+def is_weight(place: tflite_file.Place) -> bool:
+    return place.dtype in ("float32", "float16", "bfloat16") or tflite_file.scales_of(place) is not None or tflite_file.block_scales(place) is not None
+
+
+def stored(model: Any, place: tflite_file.Place, name: str, reason: str, layout: Layout | None, bare: bool) -> StoredTensor:
+    """One constant; `bare` where its bytes are another tensor's as well and were counted there."""
+    placement, cause = placement_of(model, place)
+    payload, scale_bytes, zero_bytes = (0, 0, 0) if bare else sizes(model, place)
+    facts = {"payload_bytes": payload, "scale_bytes": scale_bytes, "zero_point_bytes": zero_bytes}
+    if place.dtype == "float32":
+        return StoredTensor(name, place.name, layout.canonical if layout else place.shape, place.dtype, "float", reason, **facts)
+    codes = tflite_file.values(model, place)
+    codes = layout.to_canonical(codes) if layout else codes
+    scales, zero_points = numbers(model, place)
+    return StoredTensor(
+        name, place.name, codes.shape, place.dtype, placement, cause or reason, **facts, codes=codes, scales=scales, zero_points=zero_points
+    )
+
+
+def numbers(model: Any, place: tflite_file.Place) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Scales and zero points; None where there are none, or where every zero point is 0."""
+    block = tflite_file.block_scales(place)
+    if block is not None:
+        return tflite_file.values(model, tflite_file.Place(place.graph, block)).astype(np.float32), None
+    scales = tflite_file.scales_of(place)
+    if scales is None:
+        return None, None
+    zero = np.asarray(place.tensor.quantization.zeroPoint, np.int64)
+    return (scales.reshape(()) if scales.size == 1 else scales), (zero if zero.any() else None)
+
+
+def sizes(model: Any, place: tflite_file.Place) -> tuple[int, int, int]:
+    """Bytes that the codes, scales and zero points take in the file: zero points are int64 in a flatbuffer, even where all are 0."""
+    payload = len(model.buffers[place.tensor.buffer].data)
+    block = tflite_file.block_scales(place)
+    if block is not None:
+        return payload, len(model.buffers[place.graph.tensors[block].buffer].data), 0
+    scales = tflite_file.scales_of(place)
+    if scales is None:
+        return payload, 0, 0
+    zero = place.tensor.quantization.zeroPoint
+    return payload, 4 * scales.size, 8 * (0 if zero is None else len(zero))
+
+
+def placement_of(model: Any, place: tflite_file.Place) -> tuple[Placement, str]:
+    """How the runtime computes with a constant, from the operators that read it, and why where it is expanded."""
+    if place.dtype == "float32":
+        return "float", ""
+    if any(tflite_file.operator_name(model, operator) == "DEQUANTIZE" for operator in tflite_file.consumers(place)):
+        return "decoded", EXPANDED
+    return "native", ""
+
+
+def ranges(model: Any) -> int:
+    """Tensors computed at run time whose quantization is in the file."""
+    fixed = {(id(place.graph), place.index) for place in tflite_file.constants(model)}
+    return sum(
+        tflite_file.scales_of(place) is not None and (id(place.graph), place.index) not in fixed and bool(prod(place.shape))
+        for place in tflite_file.all_tensors(model)
+    )

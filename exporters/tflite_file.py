@@ -1,0 +1,195 @@
+"""Reads and checks the flatbuffer of a .tflite file: constants, quantization, operators, metadata."""
+
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+
+from compress.errors import BrokenFile
+from compress.numerics.packing import unpack_low_first
+
+TYPE_NAMES = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
+OPERATOR_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+NUMPY = {"bool": "bool"} | {f"{kind}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {f"float{b}": f"float{b}" for b in (16, 32, 64)}
+SUB_BYTE = {"int4": 4, "int2": 2}
+DAMAGE = (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError, MemoryError)
+"""What flatbuffers raises where offsets and lengths point out of the file or at something else."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A tensor of a model with the graph it is in."""
+
+    graph: Any  # SubGraphT
+    index: int  # of the tensor in its graph
+
+    @property
+    def tensor(self) -> Any:
+        return self.graph.tensors[self.index]
+
+    @property
+    def name(self) -> str:
+        return text(self.tensor.name)
+
+    @property
+    def dtype(self) -> str:
+        return TYPE_NAMES[self.tensor.type]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return shape_of(self.tensor)
+
+
+def text(name: bytes | str | None) -> str:
+    return name.decode() if isinstance(name, bytes) else name or ""
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    return () if tensor.shape is None else tuple(int(n) for n in tensor.shape)
+
+
+def parse(data: bytes, name: str) -> Any:
+    """The ModelT of a .tflite file, every index and buffer length checked. BrokenFile says what is wrong."""
+    if len(data) < 8 or data[4:8] != b"TFL3":
+        raise BrokenFile(f"{name}: not a .tflite file ({len(data)} bytes, no TFL3 mark)")
+    try:
+        model = flatbuffer_utils.read_model_from_bytearray(data)
+        for place in all_tensors(model):
+            check_tensor(model, place, name)
+        for graph in model.subgraphs:
+            check_graph(model, graph, name)
+    except DAMAGE as error:
+        if isinstance(error, BrokenFile):
+            raise
+        raise BrokenFile(f"{name}: damaged or truncated .tflite file: {type(error).__name__}: {error}") from error
+    return model
+
+
+def check_tensor(model: Any, place: Place, name: str) -> None:
+    dtype, buffer = TYPE_NAMES.get(place.tensor.type), model.buffers[place.tensor.buffer]
+    if dtype is None:
+        raise BrokenFile(f"{name}: tensor {place.name} has the unknown type {place.tensor.type}")
+    if buffer.data is None or dtype not in {**NUMPY, **SUB_BYTE} or place.tensor.sparsity is not None:
+        return
+    wanted = payload_bytes(place.shape, dtype)
+    if len(buffer.data) != wanted:
+        raise BrokenFile(f"{name}: tensor {place.name} {dtype} {list(place.shape)} needs {wanted} bytes, the file holds {len(buffer.data)}")
+
+
+def check_graph(model: Any, graph: Any, name: str) -> None:
+    count = len(graph.tensors)
+    for operator in graph.operators or ():
+        used = [*(operator.inputs if operator.inputs is not None else ()), *(operator.outputs if operator.outputs is not None else ())]
+        if operator.opcodeIndex >= len(model.operatorCodes) or any(not -1 <= i < count for i in used):
+            raise BrokenFile(f"{name}: an operator points at a tensor or code that does not exist")
+    if any(not 0 <= i < count for i in [*graph.inputs, *graph.outputs]):
+        raise BrokenFile(f"{name}: an input or output points at a tensor that does not exist")
+
+
+def payload_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return -(-prod(shape) * SUB_BYTE[dtype] // 8) if dtype in SUB_BYTE else prod(shape) * np.dtype(NUMPY[dtype]).itemsize
+
+
+def all_tensors(model: Any) -> Iterator[Place]:
+    for graph in model.subgraphs:
+        for index in range(len(graph.tensors)):
+            yield Place(graph, index)
+
+
+def constants(model: Any) -> list[Place]:
+    """Tensors with data of their own."""
+    return [place for place in all_tensors(model) if model.buffers[place.tensor.buffer].data is not None and prod(place.shape)]
+
+
+def values(model: Any, place: Place) -> np.ndarray:
+    """A constant in the file's layout: its codes, sub-byte ones widened to int8. Numeric types only."""
+    data, dtype = np.frombuffer(model.buffers[place.tensor.buffer].data, np.uint8), place.dtype
+    if dtype in SUB_BYTE:
+        return unpack_low_first(data, SUB_BYTE[dtype], prod(place.shape)).reshape(place.shape)
+    return data.view(NUMPY[dtype]).reshape(place.shape)
+
+
+def operator_name(model: Any, operator: Any) -> str:
+    """As `CONV_2D`, or a custom operator's own name."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
+    return text(code.customCode) if builtin == schema.BuiltinOperator.CUSTOM else OPERATOR_NAMES.get(builtin, f"BUILTIN_{builtin}")
+
+
+def operators(model: Any) -> dict[str, int]:
+    """Operator name to count, over all subgraphs."""
+    return dict(Counter(operator_name(model, op) for graph in model.subgraphs for op in graph.operators or ()).most_common())
+
+
+def consumers(place: Place) -> list[Any]:
+    return [op for op in place.graph.operators or () if op.inputs is not None and place.index in list(op.inputs)]
+
+
+def scales_of(place: Place) -> np.ndarray | None:
+    """float32 scales kept with a tensor, or None; those of blocks are a tensor of their own."""
+    quantization = place.tensor.quantization
+    found = None if quantization is None or quantization.scale is None else np.asarray(quantization.scale, np.float32)
+    return found if found is not None and found.size else None
+
+
+def block_scales(place: Place) -> int | None:
+    """Index of the tensor that holds a blockwise quantized tensor's scales, or None."""
+    quantization = place.tensor.quantization
+    blockwise = quantization is not None and quantization.detailsType == schema.QuantizationDetails.BlockwiseQuantization
+    return quantization.details.scales if blockwise else None
+
+
+def metadata(model: Any, key: str) -> bytes | None:
+    """The content of a metadata entry, or None."""
+    for entry in model.metadata or ():
+        if text(entry.name) == key:
+            data = model.buffers[entry.buffer].data
+            return b"" if data is None else bytes(data)
+    return None
+
+
+def add_metadata(model: Any, key: str, content: bytes) -> None:
+    """Appends an entry to a ModelT, in place."""
+    buffer, entry = schema.BufferT(), schema.MetadataT()
+    buffer.data = np.frombuffer(content, np.uint8)
+    entry.name, entry.buffer = key.encode(), len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or ()), entry]
+
+
+def serialized(model: Any) -> bytes:
+    """A ModelT as a file, buffers inside the flatbuffer."""
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def operator_code(model: Any, name: str) -> int:
+    builtin = getattr(schema.BuiltinOperator, name)
+    for index, code in enumerate(model.operatorCodes):
+        if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin:
+            return index
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = builtin
+    code.version = 1
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+def add_buffer(model: Any, values: np.ndarray) -> int:
+    buffer = schema.BufferT()
+    buffer.data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
+
+
+def add_tensor(graph: Any, name: str, shape: tuple[int, ...], buffer: int) -> int:
+    """A float32 tensor's index."""
+    tensor = schema.TensorT()
+    tensor.name, tensor.shape, tensor.type, tensor.buffer = name.encode(), list(shape), schema.TensorType.FLOAT32, buffer
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1

@@ -1,0 +1,140 @@
+"""LiteRT .tflite files with the core's own codes and scales."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.errors import ExportError, Refused
+from compress.formats import FloatFormat, IntFormat, PerGroup, StaticActivations
+from compress.pipeline import Compressed
+from compress.plan import Decision
+from compress.samples import samples
+from exporters import METADATA_KEY, Placed, metadata, placements
+from exporters.litert_reading import EXPANDED, read
+
+__all__ = ["OWN_NUMBERS", "RUNTIME", "SUFFIX", "place", "read", "write"]
+
+SUFFIX = ".tflite"
+RUNTIME = "litert"
+OWN_NUMBERS = False
+
+BLOCKS = (32, 64, 128, 256)
+LOOKED_UP = "rows are expanded to float32 as they are looked up"
+
+
+def place(decision: Decision, framework: str) -> Placed:
+    """How LiteRT computes with one tensor of the plan. Refused, with the reason, where it cannot."""
+    if framework not in ("pytorch", "keras"):
+        raise Refused(f"LiteRT files are made from PyTorch and Keras models, not {framework}")
+    fmt = decision.format
+    if isinstance(fmt, FloatFormat):
+        return place_float(fmt, decision)
+    check_integers(fmt)
+    if isinstance(fmt.granularity, PerGroup):
+        return place_blocks(fmt, decision)
+    return place_channels(fmt, decision)
+
+
+def place_float(fmt: FloatFormat, decision: Decision) -> Placed:
+    if fmt.dtype != "float16":
+        raise Refused(f"LiteRT has no {fmt.dtype} weights; use float16")
+    if decision.activations is not None:
+        raise Refused(f"LiteRT computes {decision.activations} with integer weights only, not {fmt}")
+    return Placed("decoded", EXPANDED)
+
+
+def check_integers(fmt: IntFormat) -> None:
+    if not fmt.symmetric:
+        raise Refused(f"LiteRT's kernels take weights with zero point 0 only, not rule {fmt.rule!r}")
+    if fmt.rule == "signed":
+        raise Refused("LiteRT's scales are positive; rule 'signed' makes negative ones")
+    if fmt.bits not in (4, 8):
+        raise Refused(f"LiteRT's kernels compute with int8 and int4 weights, not int{fmt.bits}")
+
+
+def place_blocks(fmt: IntFormat, decision: Decision) -> Placed:
+    size = fmt.granularity.size
+    if fmt.bits != 4 or size not in BLOCKS:
+        raise Refused(f"LiteRT has groups for int4 only, of {', '.join(map(str, BLOCKS))} inputs; not {fmt}")
+    if decision.kind not in ("linear", "attention", "embedding"):
+        raise Refused(f"LiteRT has int4 groups for linear layers and embeddings only, not for a {decision.kind}")
+    if fmt.scale_dtype != "bfloat16":
+        raise Refused(f"LiteRT keeps the scales of groups as float16 with bfloat16's mantissa: set scale_dtype: bfloat16, not {fmt.scale_dtype}")
+    if isinstance(decision.activations, StaticActivations):
+        raise Refused("LiteRT's int4 group kernel takes no static activations; it quantizes them to int8 at run time")
+    if decision.kind == "embedding":
+        return Placed("native", LOOKED_UP)
+    return Placed("native", "" if decision.activations else "XNNPACK's int4 group kernel quantizes activations to int8 at run time")
+
+
+def place_channels(fmt: IntFormat, decision: Decision) -> Placed:
+    kind, activations = decision.kind, decision.activations
+    if kind == "embedding":
+        return Placed("native", LOOKED_UP)
+    if activations is None:
+        return Placed("decoded", EXPANDED)
+    if kind.endswith("3d"):
+        raise Refused(f"LiteRT's {kind} computes in float only; use weights without activations")
+    if fmt.bits == 4 and (kind.startswith("depthwise") or "transpose" in kind):
+        raise Refused(f"LiteRT has no int4 kernel for a {kind}; use int8")
+    return Placed("native")
+
+
+def write(small: Compressed, path: Path) -> tuple[str, ...]:
+    """Converts to float, lets litert-quantizer place the operators around the core's numbers, and embeds what `read` needs."""
+    from exporters import litert_placing, tflite_file
+    from exporters.litert_float import float_file
+
+    network, plan = small.network, small.plan
+    placed = placements(plan, "litert", network.framework, small.recipe.allow_float)
+    converted = float_file(network)
+    wanted = {name: d for name, d in plan.compressed.items() if placed[name].placement != "float"}
+    lost = [name for name in wanted if not converted.layouts[name]]
+    if lost and not small.recipe.allow_float:
+        raise ExportError(f"the LiteRT converter changed or dropped {', '.join(lost)}: not found in the float file; set allow_float: true to leave it in float")
+    given = {
+        layout.file_name: litert_placing.Given(small.encoded[name], layout, decision.activations)
+        for name, decision in wanted.items()
+        for layout in converted.layouts[name]
+    }
+    data = converted.unfolded if given else converted.data
+    model = tflite_file.parse(data, "the converted model")
+    tflite_file.add_metadata(model, METADATA_KEY, described(small, converted, placed).encode())
+    activations = static_activations(small)
+    calibrated = None if activations is None else litert_placing.calibrate(data, file_batches(small, converted, model), activations)
+    written, notes = litert_placing.quantize(model, given, calibrated)
+    path.write_bytes(written)
+    return notes
+
+
+def static_activations(small: Compressed) -> StaticActivations | None:
+    found = {d.activations for d in small.plan.compressed.values() if isinstance(d.activations, StaticActivations)}
+    if len(found) > 1:
+        raise Refused(f"a LiteRT file has one kind of static activations; the recipe has {', '.join(map(str, found))}")
+    return next(iter(found), None)
+
+
+def file_batches(small: Compressed, converted: Any, model: Any):
+    """Calibration samples in the order and dtypes of the file's inputs."""
+    from exporters import tflite_file
+
+    graph = model.subgraphs[0]
+    names = {position: spec.name for spec, position in zip(small.network.inputs, converted.inputs, strict=True) if position >= 0}
+    dtypes = [tflite_file.TYPE_NAMES[graph.tensors[i].type] for i in graph.inputs]
+    for sample in samples(small.calibration, small.network.inputs):
+        yield [np.ascontiguousarray(sample[names[i]].astype(dtype, copy=False)) for i, dtype in enumerate(dtypes)]
+
+
+def described(small: Compressed, converted: Any, placed: dict[str, Placed]) -> str:
+    """The file's metadata: every layer weight with its places in the file, and the order of inputs and outputs."""
+    decisions = {d.name: d for d in small.plan.decisions}
+    stored = {}
+    for name, layouts in converted.layouts.items():
+        reason = placed[name].reason if name in placed else decisions[name].reason
+        if not layouts:
+            reason = "the LiteRT converter changed or dropped it"
+        stored[name] = {"places": [layout.as_dict() for layout in layouts], "reason": reason, "canonical": decisions[name].shape}
+    order = {"input_positions": converted.inputs, "output_positions": converted.outputs}
+    return json.dumps(json.loads(metadata(small, "litert", stored)) | order)
