@@ -4,7 +4,7 @@ The whole file works on the flat graph of `torch.export`, so that every module t
 """
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from math import prod
@@ -162,6 +162,17 @@ class Builder:
         """`repeated` names tensors whose single scale is stored once per output channel, as the static kernels want it."""
         self.module, self.encoded, self.repeated = module, encoded, repeated
         self.stored: dict[str, Stored] = {}
+        self.prepared: dict[tuple[Any, fx.Node], Any] = {}
+
+    def once(self, prepare: Callable[["Builder", fx.Node], Any], x: fx.Node) -> Any:
+        """`prepare(self, x)`, done once for all layers that read x, right behind it."""
+        if (prepare, x) not in self.prepared:
+            behind = x.next
+            while behind.op in ("placeholder", "get_attr"):
+                behind = behind.next
+            with self.module.graph.inserting_before(behind):
+                self.prepared[prepare, x] = prepare(self, x)
+        return self.prepared[prepare, x]
 
     def scale_shape(self, name: str) -> tuple[int, ...]:
         encoded = self.encoded[name]

@@ -29,10 +29,24 @@ def place_site(builder: Builder, site: Site, choice: Choice) -> None:
     stored.decoded.append(choice.reason if choice.way == "decode" else f"{site.user.target} reads it, which has no such kernel")
 
 
-def flattened(builder: Builder, x: torch.fx.Node):
+def flattened(builder: Builder, x: torch.fx.Node) -> torch.fx.Node:
     """x as [tokens, features]."""
     shape = x.meta["val"].shape
     return x if len(shape) == 2 else builder.call(aten.reshape.default, x, [-1, shape[-1]])
+
+
+def quantized(builder: Builder, x: torch.fx.Node) -> tuple[torch.fx.Node, torch.fx.Node]:
+    """int8 codes [tokens, features] and float32 scales [tokens, 1]."""
+    x = flattened(builder, x)
+    largest = builder.call(aten.amax.default, builder.call(aten.abs.default, x), [-1], True)
+    scale = builder.call(aten.clamp_min.default, builder.call(aten.div.Tensor, largest, 127.5), EPSILON)
+    scaled = builder.call(aten.round.default, builder.call(aten.mul.Tensor, x, builder.call(aten.reciprocal.default, scale)))
+    return builder.call(aten.to.dtype, builder.call(aten.clamp.default, scaled, -128, 127), torch.int8), scale
+
+
+def in_bfloat16(builder: Builder, x: torch.fx.Node) -> torch.fx.Node:
+    """[tokens, features]"""
+    return builder.call(aten.to.dtype, flattened(builder, x), torch.bfloat16)
 
 
 def finished(builder: Builder, site: Site, call: LinearCall, y: torch.fx.Node) -> torch.fx.Node:
@@ -57,11 +71,7 @@ def dynamic(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
 
     In plain ATen operators, so that a file loads without torchao; its scale is max |x| / 127.5.
     """
-    x = flattened(builder, call.x)
-    largest = builder.call(aten.amax.default, builder.call(aten.abs.default, x), [-1], True)
-    scale = builder.call(aten.clamp_min.default, builder.call(aten.div.Tensor, largest, 127.5), EPSILON)
-    scaled = builder.call(aten.round.default, builder.call(aten.mul.Tensor, x, builder.call(aten.reciprocal.default, scale)))
-    codes = builder.call(aten.to.dtype, builder.call(aten.clamp.default, scaled, -128, 127), torch.int8)
+    codes, scale = builder.once(quantized, call.x)
     product = builder.call(aten._int_mm.default, codes, builder.call(aten.t.default, builder.unpacked(site.name)))
     y = builder.call(aten.mul.Tensor, builder.call(aten.to.dtype, product, torch.float32), scale)
     return finished(builder, site, call, builder.call(aten.mul.Tensor, y, builder.scales(site.name)))
@@ -77,7 +87,7 @@ def int4(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
     packed = builder.call(aten._convert_weight_to_int4pack_for_cpu.default, nibbles, 1)
     scales = builder.call(aten.t.default, builder.attribute(builder.store(site.name).scales))
     pairs = builder.call(aten.stack.default, [scales, builder.call(aten.zeros_like.default, scales)], -1)
-    x = builder.call(aten.to.dtype, flattened(builder, call.x), torch.bfloat16)
+    x = builder.once(in_bfloat16, call.x)
     y = builder.call(aten._weight_int4pack_mm_for_cpu.default, x, packed, encoded.format.granularity.size, pairs)
     return finished(builder, site, call, builder.call(aten.to.dtype, y, torch.float32))
 

@@ -60,7 +60,12 @@ class PlannedQuantizer(X86InductorQuantizer):
         self.set_global(self.config)
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
-        self._annotate_with_config(model, self.config, lambda nodes: all(n.target not in WEIGHTED or n.name in self.planned for n in nodes))
+        def planned(nodes):
+            return all(n.target not in WEIGHTED or n.name in self.planned for n in nodes)
+
+        self._annotate_conv2d_fusion_pattern(model, self.config, planned)
+        self._annotate_linear_fusion_pattern(model, self.config, planned)
+        self._annotate_propagation_quantizable_pattern_entry(model, self.config, planned)
         for node in model.graph.nodes:
             annotation = node.meta.get("quantization_annotation")
             if node.name in self.planned and not (annotation and annotation.input_qspec_map):

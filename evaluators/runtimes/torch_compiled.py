@@ -17,9 +17,9 @@ def load(artifact: Artifact, threads: int) -> TorchSession:
     torch.set_num_threads(threads)
     # Freezing folds constants and lowers static int8 to oneDNN, whose int8 kernels are wrong on a CPU where they saturate.
     freezing = not artifact.contents.activation_ranges or int8_products_are_exact()
-    compiled = torch.compile(open_program(artifact), fullgraph=True, dynamic=False, options={"freezing": freezing})
-    session = TorchSession(compiled, artifact)
-    session.run({name: value for (name, _), value in zip(session.inputs, map(torch.Tensor.numpy, zeros(artifact)), strict=True)})
+    session = TorchSession(torch.compile(open_program(artifact), fullgraph=True, dynamic=False), artifact)
+    with torch._inductor.config.patch(freezing=freezing):  # Dynamo reads it too, which torch.compile's `options` would not reach
+        session.run({name: value.numpy() for (name, _), value in zip(session.inputs, zeros(artifact), strict=True)})
     return session
 
 

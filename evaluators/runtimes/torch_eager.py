@@ -113,7 +113,11 @@ def lowered(module: torch.fx.GraphModule, artifact: Artifact) -> torch.fx.GraphM
         return module
     from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
 
-    return lower_pt2e_quantized_to_x86(module, zeros(artifact))
+    found = lower_pt2e_quantized_to_x86(module, zeros(artifact))
+    for node in found.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default  # oneDNN's convolutions return channels-last tensors, of which not every view exists
+    found.recompile()
+    return found
 
 
 def zeros(artifact: Artifact) -> tuple[torch.Tensor, ...]:
