@@ -1,0 +1,156 @@
+"""Kernels put in the place of float nodes, computing with the core's own codes and scales."""
+
+import numpy as np
+import onnx_ir as ir
+
+from compress.errors import Refused
+from compress.formats import DynamicActivations, IntFormat
+from compress.plan import Decision
+from exporters.onnx_graph import MICROSOFT, Builder, Use
+from exporters.onnx_layouts import Layout
+from exporters.onnx_schemes import Kernel, Scheme, scheme
+from exporters.onnx_storing import FLOAT, Stored, in_layout
+
+SEES = {"MatMul": "linear", "Gemm": "linear", "Gather": "embedding"}  # the layer kind that a node makes of a tied weight
+PACKED = ("blocks", "gather_blocks")
+INT32 = np.iinfo(np.int32)
+
+
+def place(build: Builder, value: ir.Value, layout: Layout, stored: Stored, decision: Decision, uses: list[Use]) -> Scheme:
+    """Rewrites every node that computes with an initializer; the scheme that came of it, with the reasons of all its nodes. Refused if none fits."""
+    schemes = [kernel_for(use, decision) for use in uses]
+    if any(s.kernel in PACKED for s in schemes) and not all(s.kernel in PACKED for s in schemes):
+        schemes = [unpacked(s, decision) for s in schemes]
+    done = [PLACE[s.kernel](build, stored, use, decision) or s for s, use in zip(schemes, uses, strict=True)]
+    if any(s.kernel == "decode" for s in done):
+        build.replace(value, in_layout(build, stored.decoded(), stored.shape, layout, stored.name))
+    placement = "native" if all(s.placement == "native" for s in done) else "decoded"
+    return Scheme(done[0].kernel, placement, "; ".join(dict.fromkeys(s.reason for s in done if s.reason)))
+
+
+def kernel_for(use: Use, decision: Decision) -> Scheme:
+    kind = SEES.get(use.node.op_type, decision.kind)
+    kind = decision.kind if decision.kind == "attention" and kind == "linear" else kind
+    if use.rows is None:
+        return at_load(decision, f"{use.node.op_type} reads it in an order that no integer kernel takes")
+    return scheme(kind, decision.shape, decision.format, decision.activations)
+
+
+def at_load(decision: Decision, why: str) -> Scheme:
+    if isinstance(decision.format, IntFormat) and decision.format.bits == 2:
+        raise Refused(f"2-bit codes of {decision.name} cannot be expanded when the file is loaded ({why})")
+    return Scheme("decode", "decoded", f"expanded to float32 when the file is loaded: {why}")
+
+
+def unpacked(found: Scheme, decision: Decision) -> Scheme:
+    return at_load(decision, "nodes of different kinds share the weight") if found.kernel in PACKED else found
+
+
+def decode(build: Builder, stored: Stored, use: Use, decision: Decision) -> None:
+    """Nothing yet: the initializer itself is replaced once, for all such nodes."""
+
+
+def bias_of(node: ir.Node, outputs: int) -> tuple[ir.Value | None, ir.Value]:
+    """The bias of a MatMul or Gemm, if a constant one follows or is inside, and the value that the layer computes."""
+    result = node.outputs[0]
+    if node.op_type == "Gemm":
+        return (node.inputs[2] if len(node.inputs) > 2 else None), result
+    following = list(result.uses())
+    if len(following) == 1 and following[0].node.op_type == "Add" and not result.is_graph_output():
+        add = following[0].node
+        other = add.inputs[1 - following[0].idx]
+        if other.is_initializer() and tuple(other.shape) == (outputs,):
+            return other, add.outputs[0]
+    return None, result
+
+
+def activation(build: Builder, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """uint8 values, scale and zero point of a layer's input: calibrated ones where the input was quantized already, else those of the moment."""
+    x = node.inputs[0]
+    source = x.producer()
+    if source is not None and source.op_type == "DequantizeLinear":
+        return tuple(source.inputs)
+    for consumer, _ in x.uses():
+        if consumer.op_type == "DynamicQuantizeLinear":
+            return tuple(consumer.outputs)
+    return tuple(build.node("DynamicQuantizeLinear", [x], f"{x.name}/quantized", outputs=3))
+
+
+def integer(build: Builder, stored: Stored, use: Use, decision: Decision) -> None:
+    name, scales = stored.name, stored.encoded.scales
+    bias, result = bias_of(use.node, use.rows[1] - use.rows[0])
+    codes, scale, zero = activation(build, use.node)
+    weight = build.node("Transpose", [stored.int8(use.rows)], f"{name}/transposed", perm=[1, 0])
+    weight_scale, weight_zero = stored.scales(scales.shape), stored.zero_points(scales.shape)
+    if weight_zero is not None and decision.format.bits == 4:
+        weight_zero = build.cast(weight_zero, ir.DataType.INT8, f"{name}/zero_points_int8")
+    if scales.ndim:
+        weight_scale = stored.rows(weight_scale, use.rows)
+        weight_zero = None if weight_zero is None else stored.rows(weight_zero, use.rows)
+    inputs = [codes, weight, scale, weight_scale, zero, weight_zero, bias]
+    build.replace(result, build.node("MatMulIntegerToFloat", inputs, f"{name}/product", MICROSOFT))
+
+
+def blocks(build: Builder, stored: Stored, use: Use, decision: Decision) -> None:
+    name, count = stored.name, use.rows[1] - use.rows[0]
+    bias, result = bias_of(use.node, count)
+    zero = stored.block_zero_points()
+    inputs = [use.node.inputs[0], stored.rows(stored.packed(), use.rows), stored.rows(stored.block_scales(), use.rows)]
+    inputs += [None if zero is None else stored.rows(zero, use.rows), None, bias]
+    level = 4 if isinstance(decision.activations, DynamicActivations) else 1  # int8 or float32 activations
+    sizes = {"K": int(np.prod(stored.shape[1:])), "N": count, "bits": decision.format.bits, "block_size": stored.block}
+    build.replace(result, build.node("MatMulNBits", inputs, f"{name}/product", MICROSOFT, accuracy_level=level, **sizes))
+
+
+def gather(build: Builder, stored: Stored, use: Use, decision: Decision) -> None:
+    name, ids = stored.name, use.node.inputs[1]
+    per_row = stored.encoded.scales.ndim > 0
+    shape = (stored.shape[0], 1) if per_row else ()
+
+    def picked(value: ir.Value, what: str) -> ir.Value:
+        return build.node("Gather", [value, ids], f"{name}/{what}", axis=0) if value is not None and per_row else value
+
+    values = build.cast(build.node("Gather", [stored.codes(), ids], f"{name}/rows_int", axis=0), FLOAT, f"{name}/rows_float")
+    zero = picked(stored.zero_points(shape), "row_zero_points")
+    if zero is not None:
+        values = build.node("Sub", [values, build.cast(zero, FLOAT, f"{name}/row_zero_points_float")], f"{name}/rows_centred")
+    build.replace(use.node.outputs[0], build.node("Mul", [values, picked(stored.scales(shape), "row_scales")], f"{name}/rows_decoded"))
+
+
+def gather_blocks(build: Builder, stored: Stored, use: Use, decision: Decision) -> None:
+    name, bits = stored.name, decision.format.bits
+    width = stored.blocks * stored.block * bits // 8
+    rows = build.reshape(stored.packed(), (stored.shape[0], width), f"{name}/rows")
+    inputs = [rows, use.node.inputs[1], stored.block_scales(), stored.block_zero_points()]
+    picked = build.node("GatherBlockQuantized", inputs, f"{name}/rows_decoded", MICROSOFT, bits=bits, block_size=stored.block, gather_axis=0, quantize_axis=1)
+    build.replace(use.node.outputs[0], picked)
+
+
+def qlinear_conv(build: Builder, stored: Stored, use: Use, decision: Decision) -> Scheme | None:
+    """DequantizeLinear for weight and bias. A bias that int32 cannot hold at the accumulator's scale leaves the convolution in float, and says so."""
+    node, name, scales = use.node, stored.name, stored.encoded.scales
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    scale_in = node.inputs[0].producer().inputs[1]
+    if bias is not None:
+        step = np.broadcast_to(scales * scale_in.const_value.numpy(), bias.shape).astype(np.float32)
+        codes = np.rint(bias.const_value.numpy() / step)
+        lost = int(((codes < INT32.min) | (codes > INT32.max)).sum())
+        if lost:
+            return at_load(decision, f"the bias of {lost} channel(s) does not fit int32 at the scale of input times weight")
+        fine = build.node("Mul", [stored.scales(scales.shape), scale_in], f"{name}/bias_scale")
+        integers = build.constant(f"{name}/bias", codes.astype(np.int32))
+        node.replace_input_with(2, build.node("DequantizeLinear", [integers, fine], f"{name}/bias_float", axis=0))
+    axis = {"axis": 0} if scales.ndim else {}
+    weight = build.node("DequantizeLinear", [stored.int8((0, stored.shape[0])), stored.scales(scales.shape)], f"{name}/weight", **axis)
+    node.replace_input_with(1, weight)
+    return None
+
+
+PLACE: dict[Kernel, object] = {
+    "decode": decode,
+    "integer": integer,
+    "qlinear_conv": qlinear_conv,
+    "blocks": blocks,
+    "gather": gather,
+    "gather_blocks": gather_blocks,
+}
