@@ -10,6 +10,7 @@ from keras.src.models.functional import Functional
 
 from compress.backends.keras_layouts import slots, walk
 from compress.errors import InputError
+from compress.network import InputSpec
 
 GRAPH_MODELS = (keras.Sequential, Functional)
 Replacements = Mapping[int, Callable[[keras.Layer], keras.Layer]]  # by id of the layer in the model that is copied
@@ -64,6 +65,8 @@ def fresh(layer: keras.Layer) -> keras.Layer:
 
     A class of the user's whose constructor takes neither `name` nor `**kwargs` gets only the arguments that it knows.
     """
+    if isinstance(layer, keras.layers.Lambda):  # its code runs already: no detour through bytecode, which Keras rightly distrusts
+        return type(layer)(layer.function, layer._output_shape, layer.mask, layer.arguments, name=layer.name, dtype=layer.dtype_policy.name)
     config = layer.get_config()
     known = inspect.signature(type(layer).__init__).parameters
     if "name" in known or any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()) or "from_config" in vars(type(layer)):
@@ -76,9 +79,30 @@ def call_layer(layer: keras.Layer, *args, **kwargs) -> Any:
     return layer(*args) if isinstance(layer, keras.layers.Identity) else layer(*args, **kwargs)
 
 
+def unrolled(model: keras.Model, inputs: tuple[InputSpec, ...], structure: Any, run: Callable[[keras.Model], Any]) -> tuple[keras.Model, tuple[str, ...]]:
+    """A subclassed model as a functional one made of its own layers, where its code is nothing but layers and keras.ops; else itself with a note.
+
+    A functional model needs no code of the user's to be saved, exported and run elsewhere.
+    """
+    try:
+        tensors = [keras.Input(spec.shape[1:], name=spec.name, dtype=spec.dtype) for spec in inputs]
+        packed = keras.tree.pack_sequence_as(structure, tensors)
+        training = {"training": False} if "training" in inspect.signature(model.call).parameters else {}
+        graph = keras.Model(packed, model.call(packed, **training), name=model.name)
+    except Exception as error:  # the user's own code decides what comes
+        return model, (f"{type(model).__name__} stays its own code, which does not run on symbolic tensors: {str(error).strip().splitlines()[0]}",)
+    same = set(slots(graph)) == set(slots(model)) and all(
+        np.allclose(a, b, rtol=1e-5, atol=1e-6)  # the same operations: only their order in memory may differ
+        for a, b in zip(keras.tree.flatten(run(model)), keras.tree.flatten(run(graph)), strict=True)
+    )
+    if not same:
+        return model, (f"{type(model).__name__} stays its own code: its layers alone do not make up the model",)
+    return graph, ()
+
+
 def same_names(model: keras.Layer, copy: keras.Layer) -> None:
     """Names the copy's layers like the model's: in subclassed models Keras counts names up for every instance."""
     pairs = zip(model._flatten_layers(include_self=False, recursive=False), copy._flatten_layers(include_self=False, recursive=False), strict=True)
     for old, new in pairs:
-        new._name = old.name
+        new.name = old.name
         same_names(old, new)

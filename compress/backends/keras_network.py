@@ -10,7 +10,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # read once, when keras is
 import keras
 import numpy as np
 
-from compress.backends.keras_copying import copied
+from compress.backends.keras_copying import copied, is_graph, unrolled
 from compress.backends.keras_folding import fold_batch_norms
 from compress.backends.keras_layouts import Slot, slots, unknown_layers
 from compress.backends.keras_loading import load
@@ -71,13 +71,13 @@ def open_model(model: Any, inputs: Data | None) -> KerasNetwork:
     plain = KerasNetwork(model, specs, structure, ())
     try:
         copy = copied(model, plain.run_symbolic, {})
+        copy, kept = (copy, ()) if is_graph(copy) else unrolled(copy, specs, structure, plain.run_symbolic)
         copy, notes = fold_batch_norms(copy, plain.run_symbolic)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise InputError(f"the Keras model {model.name!r} cannot be copied and run: {error}") from error
     unknown = unknown_layers(copy)
-    if unknown:
-        notes = (*notes, f"weights of layers that recipes do not know stay in float: {', '.join(unknown)}")
-    return KerasNetwork(copy, specs, structure, notes)
+    strangers = (f"weights of layers that recipes do not know stay in float: {', '.join(unknown)}",) if unknown else ()
+    return KerasNetwork(copy, specs, structure, (*kept, *notes, *strangers))
 
 
 def input_specs(model: keras.Model, inputs: Data | None) -> tuple[tuple[InputSpec, ...], Any]:
