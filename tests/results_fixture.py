@@ -16,7 +16,12 @@ RECIPES = {
     "int16x8": ("int8 per-channel narrow, int16 static activations (minmax)", "int8", 1.0, 1.62, 0, 3),
     "int4-group32": ("int4 group-32 qmax, bfloat16 scales", "int4", 0.5625, 0.88, 7, 34),
 }
-RUNTIMES = {"litert": ("litert", ".tflite", 31.0), "onnxruntime": ("onnx", ".onnx", 24.2), "torch": ("torch", ".pt2", 29.4), "torch-compiled": ("torch", ".pt2", 26.8)}
+RUNTIMES = {  # exporter, suffix, milliseconds of float32
+    "litert": ("litert", ".tflite", 31.0),
+    "onnxruntime": ("onnx", ".onnx", 24.2),
+    "torch": ("torch", ".pt2", 29.4),
+    "torch-compiled": ("torch", ".pt2", 26.8),
+}
 DECODED = {
     ("litert", "float16"): "XNNPACK expands half floats to float32 at load",
     ("onnxruntime", "float16"): "a Cast to float32 stands before every MatMul",
@@ -62,7 +67,7 @@ def arm(recipe: str, runtime: str, random: Random) -> Arm:
     if recipe == "int16x8" and runtime != "litert":
         return Arm(**head, status="refused", cause=INT16_REASON)
     if (recipe, runtime) == ("int4-group32", "torch-compiled"):
-        cause = "BackendCompilerFailed: backend='inductor' raised: LoweringException: aten._weight_int4pack_mm_for_cpu has no lowering for bfloat16 with AMX tiles"
+        cause = "BackendCompilerFailed: backend='inductor' raised: LoweringException: aten._weight_int4pack_mm_for_cpu has no lowering for bfloat16"
         return Arm(**head, status="failed", cause=cause, trace=f"Traceback (most recent call last):\n  ...\n{cause}", seconds={"export": 9.1})
     tensors = constants(recipe, runtime)
     return Arm(
@@ -86,7 +91,8 @@ def hash_of(text: str) -> int:
 
 
 def constants(recipe: str, runtime: str) -> tuple[TensorRow, ...]:
-    shapes = {"embeddings.word_embeddings.weight": (30522, HIDDEN), "embeddings.position_embeddings.weight": (512, HIDDEN), "embeddings.LayerNorm.weight": (HIDDEN,)}
+    shapes = {"embeddings.word_embeddings.weight": (30522, HIDDEN), "embeddings.position_embeddings.weight": (512, HIDDEN)}
+    shapes |= {"embeddings.LayerNorm.weight": (HIDDEN,)}
     for layer in range(LAYERS):
         at = f"encoder.layer.{layer}"
         for part in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):

@@ -11,6 +11,7 @@ from evaluators.results import Arm, Estimate, Results
 # Okabe and Ito's colours, told apart with every common colour blindness; each comes with a shape of its own. The first is for float32.
 COLORS = ("#868d95", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#a08c00")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
+Y_AXIS = {"tickCount": 6, "titleAngle": 0, "titleAlign": "left", "titleAnchor": "end", "titleX": -26, "titleY": -8}
 LOG_FROM = 5  # an axis whose largest value is this many times its smallest is logarithmic
 
 
@@ -77,7 +78,7 @@ def chart(group: Group, axis: Axis, arms: list[Arm]) -> Chart:
 
 def panel(runtime: str, arms: list[Arm], axis: Axis, rival: list[dict]) -> Panel:
     best = front(arms, axis)
-    return Panel(runtime, [row(arm, axis.read(arm), arm in best) for arm in arms], rival)
+    return Panel(runtime, [row(arm, axis.read(arm), best.index(arm) if arm in best else None) for arm in arms], rival)
 
 
 def front(arms: list[Arm], axis: Axis) -> list[Arm]:
@@ -90,7 +91,7 @@ def front(arms: list[Arm], axis: Axis) -> list[Arm]:
     return best
 
 
-def row(arm: Arm, x: Estimate, on_front: bool) -> dict[str, Any]:
+def row(arm: Arm, x: Estimate, place: int | None) -> dict[str, Any]:
     accuracy, simulated = arm.accuracy, is_simulated(arm)
     return {
         "arm": label(arm),
@@ -102,7 +103,8 @@ def row(arm: Arm, x: Estimate, on_front: bool) -> dict[str, Any]:
         "y": 100 * accuracy.value.value,
         "y_low": 100 * accuracy.value.low,
         "y_high": 100 * accuracy.value.high,
-        "front": on_front,
+        "front": place is not None,
+        "lift": -14 if (place or 0) % 2 == 0 else 14,  # neighbours' labels stand above and below the line in turn
         "simulated": simulated,
         "Size": words.megabytes(arm.size.file_bytes) if arm.size else words.NOTHING,
         "Latency": f"{words.milliseconds(arm.latency.median_ms.value)} {words.interval(arm.latency.median_ms)}" if arm.latency else words.NOTHING,
@@ -154,38 +156,48 @@ def scale_x(chart: Chart):
     return alt.X("x:Q", title=chart.axis.title, axis=axis, scale=alt.Scale(domain=list(chart.x), type="log" if chart.log else "linear", nice=False))
 
 
-def draw(chart: Chart, panel: Panel, legend: bool = False):
-    """The Altair chart of one panel: fronts below, error bars, then points; hollow points are simulated."""
+def draw(chart: Chart, panel: Panel, ink: str, legend: bool):
+    """The Altair chart of one panel: fronts in `ink`, then error bars, then points; hollow points are simulated."""
     import altair as alt
 
     data, rival = alt.Data(values=panel.rows), alt.Data(values=panel.rival)
-    x, y = scale_x(chart), alt.Y("y:Q", title="Accuracy, %", scale=alt.Scale(domain=list(chart.y), nice=False), axis=alt.Axis(tickCount=6))
+    x, y = scale_x(chart), alt.Y("y:Q", title="Accuracy, %", scale=alt.Scale(domain=list(chart.y), nice=False), axis=alt.Axis(**Y_AXIS))
     names = list(chart.recipes)
     colors = [COLORS[i % len(COLORS)] for i in range(len(names))]
     shapes = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
-    key = alt.Legend(title=None, orient="bottom", columns=4, symbolSize=90) if legend else None
+    key = alt.Legend(title=None, orient="bottom", columns=4, symbolSize=90, symbolOpacity=1) if legend else None
     color = alt.Color("recipe:N", scale=alt.Scale(domain=names, range=colors), legend=key)
     shape = alt.Shape("recipe:N", scale=alt.Scale(domain=names, range=shapes), legend=key)
     step = {"interpolate": "step-after", "clip": True}
     layers = [
-        alt.Chart(rival).mark_line(**step, strokeDash=[2, 3], strokeWidth=1.2, opacity=0.55, style="front").encode(x=x, y=y),
-        alt.Chart(data).transform_filter("datum.front").mark_line(**step, strokeWidth=1.6, opacity=0.55, style="front").encode(x=x, y=y),
-        alt.Chart(data).mark_rule(strokeWidth=1.4, opacity=0.55).encode(x=x, y=alt.Y("y_low:Q", title="Accuracy, %"), y2="y_high:Q", color=color),
-        alt.Chart(data).mark_rule(strokeWidth=1.4, opacity=0.55).encode(x=alt.X("x_low:Q", title=chart.axis.title), x2="x_high:Q", y=y, color=color),
-        alt.Chart(data).mark_point(size=85, strokeWidth=1.8, cursor="pointer").encode(
-            x=x, y=y, color=color, shape=shape, tooltip=tooltips(), fillOpacity=alt.condition("datum.simulated", alt.value(0), alt.value(1)),
+        alt.Chart(rival).mark_line(**step, strokeDash=[2, 3], strokeWidth=1.2, opacity=0.55, color=ink).encode(x=x, y=y),
+        alt.Chart(data).transform_filter("datum.front").mark_line(**step, strokeWidth=1.6, opacity=0.55, color=ink).encode(x=x, y=y),
+        alt.Chart(data).mark_rule(strokeWidth=1.3, opacity=0.4).encode(x=x, y=alt.Y("y_low:Q"), y2="y_high:Q", color=color),
+        alt.Chart(data).mark_rule(strokeWidth=1.3, opacity=0.4).encode(x=alt.X("x_low:Q"), x2="x_high:Q", y=y, color=color),
+        alt.Chart(data)
+        .mark_point(size=85, strokeWidth=1.8, opacity=1, cursor="pointer")
+        .encode(
+            x=x,
+            y=y,
+            color=color,
+            shape=shape,
+            tooltip=tooltips(),
+            fillOpacity=alt.condition("datum.simulated", alt.value(0), alt.value(1)),
             fill=alt.Fill("recipe:N", scale=alt.Scale(domain=names, range=colors), legend=None),
         ),
-        front_labels(data, x, y),
+        front_labels(data, x, y, chart, ink),
     ]
     return alt.layer(*layers).properties(description=f"{words.runtime_name(panel.runtime)}: accuracy against {chart.axis.title}")
 
 
-def front_labels(data, x, y):
+def front_labels(data, x, y, chart: Chart, ink: str):
+    """Names beside the front's points, on the side that has room."""
     import altair as alt
 
+    middle = (chart.x[0] * chart.x[1]) ** 0.5 if chart.log else sum(chart.x) / 2
+    look = {"align": alt.expr(f"datum.x > {middle} ? 'right' : 'left'"), "dx": alt.expr(f"datum.x > {middle} ? -7 : 7"), "dy": alt.expr("datum.lift")}
     named = alt.Chart(data).transform_filter("datum.front")
-    return named.mark_text(align="left", baseline="bottom", dx=7, dy=-5, fontSize=10.5, style="label").encode(x=x, y=y, text="recipe:N")
+    return named.mark_text(**look, baseline="middle", fontSize=10.5, color=ink).encode(x=x, y=y, text="recipe:N")
 
 
 def tooltips() -> list:
@@ -196,7 +208,7 @@ def tooltips() -> list:
 
 def page_specification(chart: Chart, panel: Panel) -> dict[str, Any]:
     """Vega-Lite for the page: colours come from the page's text colour, so that light, dark and print need no second drawing."""
-    drawn = draw(chart, panel).properties(width="container", height=250).configure(**page_look())
+    drawn = draw(chart, panel, "currentColor", legend=False).properties(width="container", height=250).configure(**page_look())
     return drawn.to_dict()
 
 
@@ -205,8 +217,11 @@ def page_look() -> dict[str, Any]:
     axis = {"labelColor": ink, "titleColor": ink, "gridColor": ink, "gridOpacity": 0.1, "domainOpacity": 0, "domainColor": ink, "tickColor": ink}
     quiet = {"tickOpacity": 0.25, "labelOpacity": 0.75, "titleOpacity": 0.75, "titleFontWeight": 500, "labelFontSize": 11, "titleFontSize": 11.5}
     return {
-        "background": "transparent", "font": "inherit", "view": {"stroke": None}, "axis": axis | quiet,
-        "style": {"front": {"stroke": ink}, "label": {"fill": ink}}, "autosize": {"type": "fit-x", "contains": "padding"},
+        "background": "transparent",
+        "font": "inherit",
+        "view": {"stroke": None},
+        "axis": axis | quiet,
+        "autosize": {"type": "fit-x", "contains": "padding"},
     }
 
 
@@ -215,13 +230,11 @@ def still(chart: Chart) -> str:
     import altair as alt
     import vl_convert
 
-    panels = [
-        draw(chart, panel, legend=True).properties(width=330, height=230, title=words.runtime_name(panel.runtime)) for panel in chart.panels
-    ]
-    ink = "#30363d"
+    ink, size = "#30363d", {"width": 330, "height": 230}
+    panels = [draw(chart, panel, ink, legend=True).properties(**size, title=words.runtime_name(panel.runtime)) for panel in chart.panels]
     axis = {"labelColor": ink, "titleColor": ink, "gridColor": "#e6e8eb", "domain": False, "tickColor": "#c9ced4", "titleFontWeight": 500}
-    look = {"background": "white", "padding": 14, "font": "Helvetica, Arial, sans-serif", "view": {"stroke": None}, "axis": axis, "title": {"color": ink, "anchor": "start"}}
-    drawn = alt.concat(*panels, columns=2, spacing=24).configure(**look, style={"front": {"stroke": ink}, "label": {"fill": ink}})
+    look = {"background": "white", "padding": 14, "font": "Helvetica, Arial, sans-serif", "view": {"stroke": None}, "axis": axis}
+    drawn = alt.concat(*panels, columns=2, spacing=24).configure(**look, title={"color": ink, "anchor": "start", "offset": 12})
     return vl_convert.vegalite_to_svg(drawn.to_dict(), vl_version=vega_lite_version())
 
 

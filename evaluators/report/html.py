@@ -14,7 +14,13 @@ from evaluators.results import Arm, Estimate, Results, TensorRow
 
 LARGEST_BYTES = 3_000_000
 TEMPLATES = files("evaluators.report") / "templates"
-LEDGER = (("payload", "compressed weights"), ("scales", "scales"), ("zero_points", "zero points"), ("float_bytes", "left in float"), ("graph", "graph and metadata"))
+LEDGER = (
+    ("payload", "compressed weights"),
+    ("scales", "scales"),
+    ("zero_points", "zero points"),
+    ("float_bytes", "left in float"),
+    ("graph", "graph and metadata"),
+)
 GLYPHS = {  # Vega's symbols in a box of 16, so that the legend shows what the charts draw
     "circle": "M8 2.5a5.5 5.5 0 1 0 .01 0z",
     "square": "M3.2 3.2h9.6v9.6H3.2z",
@@ -78,7 +84,7 @@ def environment():
 
     made = Environment(loader=PackageLoader("evaluators.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     forms = {"mb": words.megabytes, "ms": words.milliseconds, "times": words.times, "percent": words.percent, "points": words.points}
-    made.filters |= forms | {"p_value": words.p_value, "seconds": words.seconds, "runtime": words.runtime_name, "number": words.number}
+    made.filters |= forms | {"p_value": words.p_value, "seconds": words.seconds, "runtime": words.runtime_name, "number": words.number, "reach": words.reach}
     made.filters |= {"interval": lambda estimate, form="number": words.interval(estimate, forms.get(form, words.number))}
     made.filters |= {"target": lambda name: words.TARGET_NAMES.get(name, name), "day": lambda created: created[:16].replace("T", " ")}
     made.globals |= {"reading": reading, "flat": flat, "words": words}
@@ -89,7 +95,8 @@ def context(results: Results) -> dict:
     from markupsafe import Markup
 
     drawn = charts.charts(results)
-    library, behaviour = (charts.library() if drawn else ""), (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    scripts = [charts.library()] * bool(drawn) + [(TEMPLATES / "page.js").read_text(encoding="utf-8")]
+    scripts = [text.replace("</script", "<\\/script") for text in scripts]
     latencies = [arm.latency for arm in results.arms if arm.latency]
     return {
         "results": results,
@@ -102,8 +109,8 @@ def context(results: Results) -> dict:
         "speedups": Span.over([e for one in latencies for e in (one.speedup, one.noise)], 1.0, logarithmic=True),
         "differences": Span.over([arm.accuracy.difference for arm in results.arms if arm.accuracy], 0.0, logarithmic=False),
         "style": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        "scripts": [Markup(text) for text in (library, behaviour) if text],
-        "policy": policy([text for text in (library, behaviour) if text]),
+        "scripts": [Markup(text) for text in scripts],
+        "policy": policy(scripts),
     }
 
 

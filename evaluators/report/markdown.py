@@ -4,10 +4,10 @@ import re
 
 from evaluators.report import words
 from evaluators.report.charts import Chart
-from evaluators.report.reading import counts_as_faster, fastest_words, is_simulated, loss, other_exporter, picks, placement_words, smallest_words, summary, unfinished
+from evaluators.report.reading import Pick, counts_as_faster, is_simulated, loss, other_exporter, picks, placement_words, summary, unfinished
 from evaluators.results import Arm, Estimate, Results
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@])")
+SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 
 
 def page(results: Results, images: dict[str, Chart]) -> str:
@@ -61,7 +61,14 @@ def arm_cells(arm: Arm) -> list[str]:
     names = [plain(arm.model), plain(arm.recipe), plain(runtime)]
     if arm.status != "done":
         return [*names, f"**{arm.status}**", *[words.NOTHING] * 8, plain(words.first_line(arm.cause))]
-    return [*names, *size_cells(arm), *latency_cells(arm), words.megabytes(arm.memory.model_bytes) if arm.memory else words.NOTHING, *accuracy_cells(arm), weights(arm)]
+    return [
+        *names,
+        *size_cells(arm),
+        *latency_cells(arm),
+        words.megabytes(arm.memory.model_bytes) if arm.memory else words.NOTHING,
+        *accuracy_cells(arm),
+        weights(arm),
+    ]
 
 
 def size_cells(arm: Arm) -> list[str]:
@@ -101,7 +108,7 @@ def estimate(value: Estimate, form) -> str:
 
 
 def weights(arm: Arm) -> str:
-    return f"**simulated**: {placement_words(arm)}" if is_simulated(arm) else placement_words(arm) or words.NOTHING
+    return placement_words(arm).replace("simulated", "**simulated**") or words.NOTHING
 
 
 def runtimes_table(results: Results) -> str:
@@ -112,18 +119,33 @@ def runtimes_table(results: Results) -> str:
         [
             (f"{plain(one.model)}, {plain(one.target)}: " if several else "") + plain(words.runtime_name(own.runtime)),
             words.milliseconds(own.baseline.latency.median_ms.value) if own.baseline and own.baseline.latency else words.NOTHING,
-            f"{words.interval(own.noise, words.times)}×" if own.noise else "no A/A run",
-            plain(smallest_words(own.smallest)),
-            plain(fastest_words(own.fastest)),
+            words.reach(own.noise) if own.noise else "no A/A run",
+            smallest(own.smallest),
+            fastest(own.fastest),
         ]
         for one, own in found
     ]
     return "## By runtime\n\n" + table(head, rows, {1, 2})
 
 
+def smallest(pick: Pick | None) -> str:
+    if pick is None:
+        return "none"
+    gained = f"{words.megabytes(pick.arm.size.file_bytes)}, {words.times(pick.arm.size.ratio)} smaller"
+    return f"{plain(pick.arm.recipe)}: {gained}; {estimate(pick.arm.accuracy.difference, words.points)} points"
+
+
+def fastest(pick: Pick | None) -> str:
+    if pick is None:
+        return "none"
+    latency = pick.arm.latency
+    gained = f"{words.milliseconds(latency.median_ms.value)}, {estimate(latency.speedup, words.times)}"
+    return f"{plain(pick.arm.recipe)}: {gained}; {estimate(pick.arm.accuracy.difference, words.points)} points"
+
+
 def alternative(chart: Chart) -> str:
     model, target = chart.group
-    return f"{model} on {words.TARGET_NAMES.get(target, target)}: accuracy against {chart.axis.title}, one panel per runtime"
+    return f"{model} on {words.TARGET_NAMES.get(target, target)}: accuracy against {chart.axis.key}, one panel per runtime"
 
 
 def image_names(charts: list[Chart]) -> list[str]:

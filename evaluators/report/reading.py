@@ -45,7 +45,9 @@ class ModelPicks:
 
 
 def is_baseline(arm: Arm) -> bool:
-    return arm.recipe == "float32" or (arm.latency is not None and arm.latency.verdict == "baseline")
+    """True for the arm that others are compared with: its timing says so, or, where it has none, its recipe."""
+    verdict = arm.latency.verdict if arm.latency else "no baseline"
+    return verdict == "baseline" or (verdict == "no baseline" and arm.recipe == "float32")
 
 
 def is_simulated(arm: Arm) -> bool:
@@ -177,7 +179,8 @@ def fastest_words(pick: Pick | None) -> str:
     return (
         f"{label(pick.arm)}: {words.milliseconds(latency.median_ms.value)}"
         f"{instead(pick, lambda arm: arm.latency and words.milliseconds(arm.latency.median_ms.value))}, "
-        f"{words.times(latency.speedup.value)} {words.interval(latency.speedup, words.times)} as fast, {accuracy_words(pick.arm)}{tie_words(pick, 'not told apart from it')}"
+        f"{words.times(latency.speedup.value)} {words.interval(latency.speedup, words.times)} as fast, "
+        f"{accuracy_words(pick.arm)}{tie_words(pick, 'not told apart from it')}"
     )
 
 
@@ -218,12 +221,13 @@ def summary(results: Results) -> list[str]:
 
 
 def main_placement(arm: Arm) -> str:
-    """The placement of most compressed bytes with its share of all constants: "native 99%"; "float" where nothing is compressed."""
+    """The placement of most compressed bytes, with its share where much else is there: "native", "native 11%"; "float" where nothing is compressed."""
     small = {name: size for name, size in arm.placements.items() if name != "float" and size}
     if not small:
         return "float" if arm.tensors else words.NOTHING
     name = "simulated" if "simulated" in small else max(small, key=small.get)
-    return f"{name} {share(small[name], sum(arm.placements.values()))}"
+    total = sum(arm.placements.values())
+    return name if small[name] >= 0.95 * total else f"{name} {share(small[name], total)}"
 
 
 def placement_words(arm: Arm) -> str:

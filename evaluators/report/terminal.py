@@ -1,4 +1,4 @@
-"""The results as a table in a terminal, 110 columns wide, with every failure and its cause below."""
+"""The results as a table in a terminal, made for 100 columns and more, with every failure and its cause below."""
 
 from rich.console import Console
 from rich.table import Table
@@ -9,13 +9,14 @@ from evaluators.report.reading import counts_as_faster, counts_as_smaller, group
 from evaluators.results import Arm, Estimate, Results
 
 COLUMNS = ("Recipe", "Size", "Ratio", "Latency", "Speedup", "Memory", "Accuracy", "Against float32", "Weights")
+FIRST_TO_GO = ("Memory", "Ratio")  # in a narrow terminal
 
 
 def print_table(results: Results, console: Console) -> None:
     """Prints a table for each model, target and runtime, then what did not finish, then the summary."""
     for (model, target, runtime), arms in grouped(results.arms, lambda arm: (arm.model, arm.target, arm.runtime)).items():
         console.print(heading(model, target, runtime, arms))
-        console.print(table(arms))
+        console.print(fitting(arms, console))
     for (status, cause), arms in unfinished(results).items():
         console.print(failure(status, cause, arms))
     console.print()
@@ -26,15 +27,26 @@ def print_table(results: Results, console: Console) -> None:
 def heading(model: str, target: str, runtime: str, arms: list[Arm]) -> Text:
     noise = next((arm.latency.noise for arm in arms if arm.latency and arm.latency.noise), None)
     text = Text(f"\n{model} · {words.runtime_name(runtime)} · {words.TARGET_NAMES.get(target, target)}", style="bold")
-    return text.append(f"   noise floor: float32 against itself {words.interval(noise, words.times)}×" if noise else "   no A/A run", style="not bold dim")
+    return text.append(f"   noise floor: float32 against itself {words.reach(noise)}" if noise else "   no A/A run", style="not bold dim")
 
 
-def table(arms: list[Arm]) -> Table:
+def fitting(arms: list[Arm], console: Console) -> Table:
+    """The table with as many columns as the terminal has room for; in a very narrow one cells break, nothing is cut off."""
+    for gone in range(len(FIRST_TO_GO)):
+        drawn = table(arms, FIRST_TO_GO[:gone])
+        if console.measure(drawn, options=console.options.update(width=1000)).maximum <= console.width:
+            return drawn
+    return table(arms, FIRST_TO_GO)
+
+
+def table(arms: list[Arm], without: tuple[str, ...]) -> Table:
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    for name in COLUMNS:
-        drawn.add_column(name, justify="left" if name in ("Recipe", "Weights") else "right", no_wrap=True, overflow="ellipsis")
+    shown = [i for i, name in enumerate(COLUMNS) if name not in without]
+    for i in shown:
+        drawn.add_column(COLUMNS[i], justify="left" if COLUMNS[i] in ("Recipe", "Weights") else "right", overflow="fold")
     for arm in arms:
-        drawn.add_row(*cells(arm))
+        row = cells(arm)
+        drawn.add_row(*[row[i] for i in shown])
     return drawn
 
 

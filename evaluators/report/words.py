@@ -26,7 +26,7 @@ def megabytes(size: float | None) -> str:
     """Bytes as MB (1,000,000 bytes), or kB under 0.1 MB."""
     if size is None or not isfinite(size):
         return NOTHING
-    if abs(size) < 100_000:
+    if 0 < abs(size) < 100_000:
         return f"{number(size / 1e3)} kB"
     return f"{number(size / 1e6)} MB"
 
@@ -70,6 +70,11 @@ def interval(estimate: Estimate | None, form=number) -> str:
         return ""
     low, high = (form(end).removesuffix("×").removesuffix("%").removesuffix(" ms") for end in (estimate.low, estimate.high))
     return f"[{low}, {high}]"
+
+
+def reach(estimate: Estimate) -> str:
+    """The interval of a ratio without its middle: "0.99 to 1.01×"."""
+    return f"{estimate.low:.2f} to {estimate.high:.2f}×"
 
 
 def count(n: int, noun: str, plural: str = "") -> str:

@@ -1,0 +1,468 @@
+"""Laws of the report: nothing is hidden, nothing is fetched, nothing simulated looks good, and every format says the same numbers."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+pytest.importorskip("altair", reason="the report needs altair, vl-convert, jinja2 and rich")
+from pydantic import TypeAdapter
+from results_fixture import results
+from rich.console import Console
+
+from evaluators import report as package
+from evaluators.report import charts, files, html, markdown, reading, rows, terminal, words, write_reports
+from evaluators.results import Estimate, Results, TensorRow
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=https://evil.example/x onerror=alert(1)>|`]( javascript:x)*_{{7*7}}{%raw%}[bold red]\nnext"
+VOID = {"meta", "link", "input", "img", "br", "hr"}
+
+
+class Document(HTMLParser):
+    """Tags with attributes, and text with the tags it stands in."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop()[0] != tag:
+            pass  # td and tr may be left open
+
+    def handle_data(self, data):
+        self.texts.append((data, tuple(self.open)))
+
+    def words(self, without: tuple[str, ...] = ("script", "style")) -> str:
+        return " ".join(" ".join(text for text, inside in self.texts if not {tag for tag, _ in inside} & set(without)).split())
+
+
+@pytest.fixture(scope="module")
+def study() -> Results:
+    return results()
+
+
+@pytest.fixture(scope="module")
+def page(study) -> str:
+    return html.page(study)
+
+
+def printed(study: Results, width: int = 110) -> str:
+    text = io.StringIO()
+    terminal.print_table(study, Console(file=text, width=width, force_terminal=False))
+    return text.getvalue()
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def unescaped(text: str) -> str:
+    return one_line(text.replace("\\", "").replace("&lt;", "<").replace("&gt;", ">").replace("&colon;", ":").replace("&amp;", "&"))
+
+
+def with_arm(study: Results, index: int, **changes) -> Results:
+    arms = list(study.arms)
+    arms[index] = replace(arms[index], **changes)
+    return replace(study, arms=tuple(arms))
+
+
+def index_of(study: Results, recipe: str, runtime: str) -> int:
+    return next(i for i, arm in enumerate(study.arms) if (arm.recipe, arm.runtime) == (recipe, runtime))
+
+
+# Nothing is hidden
+
+
+def test_every_arm_and_every_cause_is_in_every_format(study, page):
+    shown = Document(page).words()
+    texts = {"html": shown, "md": unescaped(markdown.page(study, {})), "csv": one_line(rows.to_csv(study)), "terminal": one_line(printed(study))}
+    assert len(json.loads(rows.to_json(study))["arms"]) == len(study.arms) == 28
+    for arm in study.arms:
+        for kind, text in texts.items():
+            assert arm.recipe in text, (kind, arm.id)
+            assert arm.cause in text, (kind, arm.id)
+        assert arm.id in texts["csv"]
+        if arm.status != "done":
+            assert arm.id in texts["md"]
+            assert arm.id in texts["terminal"]
+    anchors = html.anchors(study.arms)
+    assert {f"#{anchor}" for anchor in anchors.values()} <= {a.get("href") for tag, a in Document(page).tags if tag == "a"}
+    assert set(anchors.values()) <= {a.get("id") for _, a in Document(page).tags}
+
+
+def test_causes_stand_outside_anything_that_is_folded(study, page):
+    plain = Document(page).words(without=("script", "style", "details"))
+    for arm in study.arms:
+        if arm.status != "done":
+            assert plain.count(arm.cause) >= 2, arm.id  # in the table and in their own section
+
+
+def test_an_arm_without_a_cause_still_says_so(study):
+    index = index_of(study, "int16x8", "torch")
+    pending = with_arm(with_arm(study, index, status="pending", cause=""), index + 1, status="failed", cause="")
+    for text in (Document(html.page(pending)).words(), markdown.page(pending, {}), printed(pending)):
+        assert "the same command continues the study" in one_line(text)
+        assert "no cause was recorded" in one_line(text)
+
+
+# The same numbers everywhere
+
+
+def test_json_gives_the_results_back(study):
+    document = json.loads(rows.to_json(study))
+    assert document["schema_version"] == rows.SCHEMA_VERSION
+    for arm in document["arms"]:
+        if arm["size"]:
+            arm["size"] = {{unit: name for name, unit in rows.SIZE_UNITS.items()}.get(key, key): value for key, value in arm["size"].items()}
+    assert TypeAdapter(Results).validate_python(document) == study
+
+
+def test_json_survives_numbers_that_are_not_finite(study):
+    arm = study.arms[1]
+    odd = with_arm(study, 1, size=replace(arm.size, ratio=float("inf")), latency=replace(arm.latency, load_ms=float("nan")))
+    document = json.loads(rows.to_json(odd), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert document["arms"][1]["size"]["ratio"] is None
+    html.page(odd)
+    markdown.page(odd, {})
+
+
+def test_csv_json_and_html_hold_equal_numbers(study, page):
+    table = {row["id"]: row for row in csv.DictReader(io.StringIO(rows.to_csv(study)))}
+    cells, current = {}, None
+    for tag, attributes in Document(page).tags:
+        current = attributes.get("data-id", current) if tag == "tr" else current
+        if tag == "td" and "data-key" in attributes and "data-v" in attributes:
+            cells[current, attributes["data-key"]] = float(attributes["data-v"])
+    paths = {
+        "file_bytes": ("size", "file_bytes"),
+        "latency_median_ms": ("latency", "median_ms", "value"),
+        "speedup": ("latency", "speedup", "value"),
+        "memory_model_bytes": ("memory", "model_bytes"),
+        "accuracy": ("accuracy", "value", "value"),
+        "accuracy_difference": ("accuracy", "difference", "value"),
+        "mcnemar_p": ("accuracy", "mcnemar_p"),
+        "flipped": ("accuracy", "flipped"),
+    }
+    compared = 0
+    for arm in json.loads(rows.to_json(study))["arms"]:
+        for key, path in paths.items():
+            value = arm
+            for step in path:
+                value = value and value[step]
+            written = table[arm["id"]][key]
+            assert (float(written) if written else None) == value == cells.get((arm["id"], key)), (arm["id"], key)
+            compared += value is not None
+    assert compared > 150
+
+
+# Honesty
+
+
+def test_a_simulated_arm_never_looks_small_or_fast(study):
+    index = index_of(study, "int8-static", "torch")
+    arm = study.arms[index]
+    tempting = with_arm(
+        study,
+        index,
+        size=replace(arm.size, file_bytes=1_000_000, ratio=90.6),
+        latency=replace(arm.latency, median_ms=Estimate(1.0, 0.99, 1.01), speedup=Estimate(29.0, 28.0, 30.0), verdict="faster"),
+        accuracy=replace(arm.accuracy, difference=Estimate(0.0, -0.01, 0.01), mcnemar_p=1.0, value=Estimate(0.99, 0.98, 1.0)),
+    )
+    liar = tempting.arms[index]
+    chosen = [pick for one in reading.picks(tempting) for found in (one, *one.runtimes) for pick in (found.smallest, found.fastest) if pick]
+    assert chosen
+    assert all(pick.arm is not liar and liar not in pick.ties for pick in chosen)
+    for chart in charts.charts(tempting):
+        marks = [row for panel in chart.panels for row in panel.rows if row["id"] == liar.id]
+        assert marks
+        assert all(row["simulated"] and not row["front"] for row in marks)
+    row = table_row(html.page(tempting), liar.id)
+    assert 'class="strong"' not in row
+    assert "smaller" not in row
+    assert "simulated" in row
+    assert "no speed result" in row
+    assert "simulated, no speed result: 29.00×" in markdown.page(tempting, {})
+    assert "simulated" in next(line for line in printed(tempting).splitlines() if "1.00 MB" in line)
+
+
+def table_row(page: str, arm_id: str) -> str:
+    start = page.index(f'data-id="{arm_id}"')
+    return page[start : page.index("</tr>", start)]
+
+
+def test_no_difference_shown_is_never_an_achievement(study, page):
+    unsure = [arm for arm in study.arms if arm.latency and arm.latency.verdict == "no difference shown" and not reading.is_simulated(arm)]
+    assert unsure
+    lines = markdown.page(study, {}).splitlines()
+    for arm in unsure:
+        row = table_row(page, arm.id)
+        assert 'class="strong"' not in row
+        assert '<span class="pair quiet-text"><span>' + words.times(arm.latency.speedup.value) in row
+        assert words.interval(arm.latency.speedup, words.times) in row
+        assert any(f"no difference shown: {words.times(arm.latency.speedup.value)}" in line for line in lines)
+    assert all(arm not in unsure for one in reading.picks(study) for arm in [one.fastest.arm])
+
+
+def test_picks_are_the_best_arms_without_a_loss(study):
+    def fine(arm):
+        difference, p = (arm.accuracy.difference, arm.accuracy.mcnemar_p) if arm.accuracy else (None, None)
+        shown = difference is not None and (difference.high < 0 or (p < 0.05 and difference.value < 0))
+        return difference is not None and not shown and not any(t.placement == "simulated" for t in arm.tensors)
+
+    [found] = reading.picks(study)
+    able = [arm for arm in study.arms if fine(arm)]
+    assert found.smallest.arm.size.file_bytes == min(arm.size.file_bytes for arm in able)
+    assert found.fastest.arm.latency.median_ms.value == min(arm.latency.median_ms.value for arm in able if arm.latency.verdict == "faster")
+    quickest = min((arm for arm in study.arms if arm.latency), key=lambda arm: arm.latency.median_ms.value)
+    assert reading.loss(quickest) == "loss"  # the fixture's fastest arm lost accuracy, so the law above means something
+
+
+def test_without_a_baseline_nothing_is_recommended(study):
+    unpaired = dict.fromkeys(("difference", "mcnemar_p", "worse", "better", "flipped", "agreement", "smallest_drop"))
+    lost = {"status": "failed", "cause": "out of memory", "size": None, "latency": None, "memory": None, "accuracy": None, "tensors": ()}
+    arms = tuple(
+        replace(
+            arm,
+            size=arm.size and replace(arm.size, ratio=None),
+            latency=arm.latency and replace(arm.latency, speedup=None, verdict="no baseline"),
+            accuracy=arm.accuracy and replace(arm.accuracy, **unpaired),
+        )
+        if arm.recipe != "float32"
+        else replace(arm, **lost)
+        for arm in study.arms
+    )
+    alone = replace(study, arms=arms)
+    for text in (Document(html.page(alone)).words(), markdown.page(alone, {}), one_line(printed(alone))):
+        assert "out of memory" in text
+        assert "faster than float32 without a measurable loss" in text
+    assert all(one.smallest is None and one.fastest is None for one in reading.picks(alone))
+
+
+def test_what_the_sample_could_not_have_seen_is_said(study, page):
+    sentence = "This sample of 600 cannot see accuracy drops under 1.1 to 3.5 points"
+    for text in (Document(page).words(), markdown.page(study, {}), one_line(printed(study))):
+        assert sentence in text
+
+
+def test_the_noise_floor_stands_beside_the_speedups(study, page):
+    floor = words.reach(study.arms[0].latency.noise)
+    assert "noise floor " + floor in table_row(page, study.arms[0].id)
+    assert markdown.page(study, {}).count(floor) == printed(study).count(floor) == 4
+
+
+def test_the_front_is_what_nothing_beats(study):
+    for chart in charts.charts(study):
+        for panel in chart.panels:
+            real = [row for row in panel.rows if not row["simulated"]]
+            for row in panel.rows:
+                beaten = any(o["x"] <= row["x"] and o["y"] >= row["y"] and (o["x"], o["y"]) != (row["x"], row["y"]) for o in real)
+                assert row["front"] == (not beaten and not row["simulated"]) or any(
+                    o is not row and o["front"] and (o["x"], o["y"]) == (row["x"], row["y"]) for o in real
+                ), row
+
+
+def test_the_ledger_drawn_is_the_file(study):
+    for arm in study.arms:
+        if arm.size:
+            assert sum(getattr(arm.size, key) for key, _ in html.LEDGER) == arm.size.file_bytes, arm.id
+
+
+# One file, offline, small, harmless
+
+
+def test_the_page_asks_nobody_for_anything(page):
+    for tag, attributes in Document(page).tags:
+        for name in ("src", "href", "data", "action", "poster", "srcset"):
+            target = attributes.get(name)
+            assert target is None or target.startswith("#") or (tag, target) == ("link", "data:,"), (tag, attributes)
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = next(a["content"] for tag, a in Document(page).tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "http" not in policy
+
+
+def test_hostile_names_stay_text(study):
+    index = index_of(study, "int8-dynamic", "litert")
+    arm = study.arms[index]
+    tensors = (replace(arm.tensors[0], name=HOSTILE, reason=HOSTILE), *arm.tensors[1:])
+    names = dict.fromkeys(("id", "model", "recipe", "runtime", "exporter", "artifact"), HOSTILE)
+    evil = with_arm(study, index, **names, tensors=tensors, notes=(HOSTILE,), operators={HOSTILE: 1})
+    evil = with_arm(evil, index_of(study, "int16x8", "torch"), cause=HOSTILE, trace=HOSTILE, recipe=HOSTILE)
+    evil = replace(evil, study=HOSTILE, command=HOSTILE, environment={HOSTILE: HOSTILE}, protocol={HOSTILE: HOSTILE})
+    plain, attacked = Document(html.page(study)), Document(html.page(evil))
+    assert one_line(HOSTILE) in attacked.words()
+    assert [tag for tag, _ in attacked.tags].count("img") == 0
+    assert sum(tag == "script" for tag, _ in attacked.tags) == sum(tag == "script" for tag, _ in plain.tags) == 3
+    assert not any(name.startswith("on") for _, attributes in attacked.tags for name in attributes)
+    assert json.loads(rows.to_json(evil))["arms"][index]["recipe"] == HOSTILE
+    assert {row["recipe"] for row in csv.DictReader(io.StringIO(rows.to_csv(evil)))} >= {HOSTILE}
+    assert "[bold red]" in printed(evil)
+    text = markdown.page(evil, {})
+    outside_code = "".join(part for i, part in enumerate(text.replace("`` ", "\0").replace(" ``", "\0").split("\0")) if i % 2 == 0)
+    assert "<script" not in outside_code
+    assert "<img" not in outside_code
+    widths = {len(line.replace("\\|", "").split("|")) for line in text.splitlines() if line.startswith("| ")}
+    assert widths == {15, 7}  # 13 and 5 columns: no name breaks a row
+
+
+def test_hostile_names_stay_text_in_the_images(study):
+    index = index_of(study, "int8-dynamic", "litert")
+    evil = with_arm(study, index, recipe=HOSTILE, runtime=HOSTILE)
+    for chart in charts.charts(evil):
+        image = charts.still(chart)
+        assert "<script" not in image
+        assert "<img" not in image
+        assert "&lt;script&gt;" in image
+
+
+def test_the_page_stays_small_and_says_what_it_left_out(study):
+    names = [f"decoder.blocks.{i}.a_rather_long_module_name.attention.output.projection.weight" for i in range(900)]
+    many = tuple(TensorRow(name, (64, 64 + i), "int8", "native", "", 64 * (64 + i), "int8 per-channel") for i, name in enumerate(names))
+    large = replace(study, arms=tuple(replace(arm, tensors=many) if arm.status == "done" else arm for arm in study.arms))
+    text = html.page(large)
+    assert len(text.encode()) <= html.LARGEST_BYTES
+    assert names[-1] in text  # the largest are kept
+    assert "smaller ones, in results.json" in text
+    assert "900 tensors" in text
+    assert json.loads(rows.to_json(large))["arms"][0]["tensors"][0]["name"] == names[0]
+
+
+def test_anchors_are_unique_for_ids_that_differ_only_in_signs(study):
+    arms = [replace(study.arms[0], id=name) for name in ("a/b", "a b", "a-b", "///", "日本")]
+    assert len(set(html.anchors(arms).values())) == len(arms)
+
+
+# Files
+
+
+def test_report_writes_every_file_and_links_them(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluators.results.load_results", lambda folder: study, raising=False)
+    written = package.report(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"report.html", "report.md", "results.json", "results.csv", "charts"}
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for image in (tmp_path / "charts").iterdir():
+        assert f"(charts/{image.name})" in text
+        assert image.read_text(encoding="utf-8").startswith("<svg")
+        assert image.stat().st_size < 150_000  # a pull request loads it at once
+    assert all(path.is_file() for path in written.values())
+    assert len(written) == 6
+
+
+def test_two_models_get_their_own_words_and_images(study):
+    other = tuple(replace(arm, model="digits", id=arm.id.replace("minilm", "digits")) for arm in study.arms)
+    both = replace(study, arms=study.arms + other)
+    drawn = charts.charts(both)
+    assert len(set(markdown.image_names(drawn))) == len(drawn) == 4
+    assert {one.model for one in reading.picks(both)} == {"minilm", "digits"}
+    shown = Document(html.page(both)).words()
+    assert "digits: Accuracy against size" in shown
+    assert shown.count("Smallest with no measurable loss") == 2
+
+
+def test_an_empty_study_is_reported_as_empty(study, tmp_path):
+    written = write_reports(replace(study, arms=()), tmp_path)
+    assert "0 arms: 0 measured" in Document(written["html"].read_text(encoding="utf-8")).words()
+    assert json.loads(written["json"].read_text(encoding="utf-8"))["arms"] == []
+    assert "0 arms" in printed(replace(study, arms=()))
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    target = files.write(tmp_path / "results.json", "old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match=r"cannot write .*results\.json.*No space left"):
+        files.write(target, "new")
+    assert target.read_text(encoding="utf-8") == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(study, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="cannot write .*file"):
+        write_reports(study, tmp_path / "file")
+
+
+@pytest.mark.parametrize("width", [100, 110, 120])
+def test_the_terminal_table_fits(study, width):
+    lines = printed(study, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+
+
+def test_numbers_carry_their_unit_and_their_size():
+    assert [words.megabytes(n) for n in (0, 768, 93_696, 23_000_000, 1_234_000_000)] == ["0 MB", "0.768 kB", "93.7 kB", "23.0 MB", "1,234 MB"]
+    assert [words.milliseconds(n) for n in (0.01234, 9.916, 31.02, 8412.0)] == ["0.0123 ms", "9.92 ms", "31.0 ms", "8,412 ms"]
+    assert [words.points(n) for n in (-0.0267, 0.0017, 0.0, -0.0001)] == ["−2.7", "+0.2", "0.0", "0.0"]
+    assert words.p_value(0.0000001) == "< 0.001"
+    assert words.interval(Estimate(2.0, 1.9, 2.1), words.times) == "[1.90, 2.10]"
+
+
+# In a real browser
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or chrome is installed")
+
+
+def browse(address: str, profile) -> tuple[Document, str]:
+    """The document after its scripts ran, and what they wrote to the console."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=15000", f"--user-data-dir={profile}"]
+    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+    return Document(done.stdout), "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@needs_browser
+def test_a_browser_draws_every_chart_offline_and_opens_the_arm_in_the_address(page, study, tmp_path):
+    file, anchor = tmp_path / "report.html", html.anchors(study.arms)[study.arms[3].id]
+    file.write_text(page, encoding="utf-8")
+    document, console = browse(f"{file.as_uri()}#{anchor}", tmp_path / "profile")
+    assert console == ""
+    assert dict(document.tags[0][1]).get("data-charts") == "8"
+    points = [a for tag, a in document.tags if tag == "path" and a.get("aria-roledescription") == "point"]
+    assert len(points) == 2 * sum(arm.status == "done" for arm in study.arms)
+    assert [a["id"] for tag, a in document.tags if tag == "details" and "arm" in (a.get("class") or "").split() and "open" in a] == [anchor]
+
+
+DRIVER = """
+const head = [...document.querySelectorAll("#table thead th")].find((th) => th.textContent.startsWith("Size"));
+const seen = () => [...document.querySelectorAll("#table tbody tr")].filter((row) => !row.hidden).map((row) => row.dataset.id);
+const told = {};
+head.firstElementChild.click(); told.up = seen(); told.first = head.getAttribute("aria-sort");
+head.firstElementChild.click(); told.down = seen(); told.second = head.getAttribute("aria-sort");
+const find = document.getElementById("find");
+find.value = "ONNX int8"; find.dispatchEvent(new Event("input")); told.found = seen(); told.count = document.getElementById("shown").textContent;
+document.title = JSON.stringify(told);
+"""
+
+
+@needs_browser
+def test_a_browser_sorts_and_filters(page, study, tmp_path):
+    file = tmp_path / "driven.html"
+    open_page = page.replace('http-equiv="Content-Security-Policy"', 'name="policy"')  # so that this test's own script may run
+    head, _, tail = open_page.rpartition("</body>")
+    file.write_text(f"{head}<script>{DRIVER}</script></body>{tail}", encoding="utf-8")
+    document, console = browse(file.as_uri(), tmp_path / "profile")
+    assert console == ""
+    told = json.loads(next(text for text, inside in document.texts if inside and inside[-1][0] == "title"))
+    sizes = {arm.id: arm.size.file_bytes if arm.size else None for arm in study.arms}
+    known = sorted(size for size in sizes.values() if size is not None)
+    assert (told["first"], told["second"]) == ("ascending", "descending")
+    assert [sizes[i] for i in told["up"]] == known + [None] * 4
+    assert [sizes[i] for i in told["down"]] == known[::-1] + [None] * 4
+    assert set(told["found"]) == {arm.id for arm in study.arms if arm.runtime == "onnxruntime" and "int8" in arm.recipe + arm.cause}
+    assert told["count"] == f"{len(told['found'])} of 28 arms"
