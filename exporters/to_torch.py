@@ -113,9 +113,9 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
 
         module.recompile()
         module = quantize_static(builder, static, the_static_activations(small, set(static.values())), batches(small))
-    float_names = {site.name: root(site.source).target for site in sites if site.name not in choices}
-    kept_float = {name: {"file_name": float_names.get(name, name), "placement": "float", "reason": placed[name].reason} for name in placed if name not in choices}
-    return module, kept_float | {name: described(builder, name) for name in choices}
+    in_graph = {site.name: root(site.source).target for site in sites if site.name not in choices}
+    kept = {n: {"file_name": in_graph.get(n, n), "placement": "float", "reason": p.reason} for n, p in placed.items() if n not in choices}
+    return module, kept | {name: described(builder, name) for name in choices}
 
 
 def the_static_activations(small: Compressed, names: set[str]) -> Any:

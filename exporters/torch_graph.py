@@ -21,7 +21,7 @@ from compress.numerics import Encoded, pack_low_first
 aten = torch.ops.aten
 LAYOUT_OPS = (aten.permute.default, aten.transpose.int, aten.t.default, aten.view.default, aten.reshape.default, aten.contiguous.default)
 LAYOUT_OPS += (aten.clone.default, aten.alias.default, aten.detach.default, aten.numpy_T.default, aten.unsqueeze.default, aten.squeeze.dim)
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default)  # those with an int8 kernel
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,8 @@ class Builder:
             if encoded.scales is not None:
                 stored.scales = self.register(name, "scales", stored_scales(encoded, self.scale_shape(name)))
             if encoded.zero_points is not None:
-                stored.zero_points = self.register(name, "zero_points", torch.from_numpy(encoded.zero_points.astype(np.int8 if encoded.format.bits <= 8 else np.int16)))
+                zeros = encoded.zero_points.astype(np.int8 if encoded.format.bits <= 8 else np.int16)
+                stored.zero_points = self.register(name, "zero_points", torch.from_numpy(zeros))
         return self.stored[name]
 
     def unpacked(self, name: str) -> fx.Node:

@@ -92,6 +92,7 @@ def int4(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
     return finished(builder, site, call, builder.call(aten.to.dtype, y, torch.float32))
 
 
+PADDED = {aten.conv1d.padding: aten.conv1d.default, aten.conv2d.padding: aten.conv2d.default}
 LINEAR_WAYS = {"weight_only": weight_only, "dynamic": dynamic, "int4": int4}
 
 
@@ -123,17 +124,39 @@ def looked_up(builder: Builder, per_row: torch.fx.Node, indices: torch.fx.Node) 
 def static_site(builder: Builder, site: Site) -> torch.fx.Node | None:
     """The reader as a linear layer or convolution of a float constant in canonical layout, for the quantizer to find; None for any other operator."""
     call = linear_call(site)
-    graph = builder.module.graph
-    convolution = site.user.target in CONVOLUTIONS and site.user.args[1] is site.source and site.layout.identity
+    convolution = site.user.target in (*CONVOLUTIONS, *PADDED) and site.user.args[1] is site.source and site.layout.identity
     if call is None and not convolution:
         return None
-    with graph.inserting_before(site.user):
+    with builder.module.graph.inserting_before(site.user):
         weight = builder.attribute(builder.register(site.name, "float", torch.from_numpy(builder.encoded[site.name].decode())))
-        if convolution:
-            site.user.replace_input_with(site.source, weight)
-            return site.user
-        node = builder.call(aten.linear.default, call.x, weight, *(() if call.bias is None else (call.bias,)))
-        node.meta["val"] = site.user.meta["val"]
-        site.user.replace_all_uses_with(node)
-        graph.erase_node(site.user)
-        return node
+        if call is None:
+            node = plain_convolution(builder, site, weight)
+        else:
+            node = builder.call(aten.linear.default, call.x, weight, *(() if call.bias is None else (call.bias,)))
+    node.meta["val"] = site.user.meta["val"]
+    site.user.replace_all_uses_with(node)
+    builder.module.graph.erase_node(site.user)
+    return node
+
+
+def plain_convolution(builder: Builder, site: Site, weight: torch.fx.Node) -> torch.fx.Node:
+    """The convolution with stride, padding and dilation in numbers for each axis: neither quantizer nor kernel knows `padding="same"`."""
+    args = site.user.args
+    kernel = builder.encoded[site.name].codes.shape[2:]
+    padded = site.user.target in PADDED
+    bias, stride, padding, dilation, groups = (*args[2:], *(None, [1], "valid" if padded else [0], [1], 1)[len(args) - 2 :])
+    stride, dilation = per_axis(stride, kernel), per_axis(dilation, kernel)
+    x = args[0]
+    if padded:
+        totals = [(size - 1) * step if padding == "same" else 0 for size, step in zip(kernel, dilation, strict=True)]
+        if any(total % 2 for total in totals):  # the odd element goes behind, which no symmetric number says
+            x = builder.call(aten.pad.default, x, [amount for total in reversed(totals) for amount in (total // 2, total - total // 2)])
+            totals = [0] * len(totals)
+        padding = [total // 2 for total in totals]
+    return builder.call(PADDED.get(site.user.target, site.user.target), x, weight, bias, stride, per_axis(padding, kernel), dilation, groups)
+
+
+def per_axis(values: int | list[int], kernel: tuple[int, ...]) -> list[int]:
+    """One value for each kernel axis, where the graph may say one for all."""
+    given = [values] if isinstance(values, int) else list(values)
+    return given * len(kernel) if len(given) == 1 else given

@@ -45,11 +45,11 @@ def choose(decision: Decision) -> Choice:
     if activations.type == "dynamic":
         if decision.kind in LINEAR:
             return Choice("dynamic", "native")
-        return Choice("decode", "decoded", f"PyTorch has no dynamic int8 kernel for a {decision.kind}; its activations stay in float")
+        return Choice("decode", "decoded", f"PyTorch has no dynamic int8 kernel for layers of kind {decision.kind}; their activations stay in float")
     if decision.kind in (*LINEAR, *STATIC_CONVOLUTIONS) and fmt.rule != "signed":
         return Choice("static", "native")
-    what = "negative scales" if fmt.rule == "signed" else f"a {decision.kind}"
-    return Choice("decode", "decoded", f"oneDNN has no int8 kernel for {what} in a PyTorch graph; its activations stay in float")
+    what = "negative scales" if fmt.rule == "signed" else f"layers of kind {decision.kind}"
+    return Choice("decode", "decoded", f"PyTorch has no static int8 kernel for {what}; their activations stay in float")
 
 
 def unquantized(activations) -> str:
@@ -76,4 +76,4 @@ def without_activations(decision: Decision, fmt: IntFormat, plain: bool) -> Choi
         return Choice("weight_only", "decoded", "codes are cast to float32 and the product is scaled: ATen's int8 weight-only kernel is fast in bfloat16 only")
     if decision.kind == "embedding" and plain:
         return Choice("decode", "decoded", "only the rows that are looked up are expanded to float32")
-    return Choice("decode", "decoded", f"expanded to float32: PyTorch's CPU kernels do not compute with {fmt} in a {decision.kind}{unquantized(decision.activations)}")
+    return Choice("decode", "decoded", f"PyTorch's CPU kernels do not compute with {fmt} in layers of kind {decision.kind}{unquantized(decision.activations)}")

@@ -75,7 +75,9 @@ class PlannedQuantizer(X86InductorQuantizer):
         return model
 
 
-def quantize_static(builder: Builder, sites: Mapping[str, str], activations: StaticActivations, batches: Iterable[tuple[torch.Tensor, ...]]) -> torch.fx.GraphModule:
+def quantize_static(
+    builder: Builder, sites: Mapping[str, str], activations: StaticActivations, batches: Iterable[tuple[torch.Tensor, ...]]
+) -> torch.fx.GraphModule:
     """The module with every operator of `sites` (its name to its weight's name) computing in int8.
 
     ExportError names the operators that the quantizer left in float all the same.

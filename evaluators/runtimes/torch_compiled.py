@@ -4,7 +4,7 @@ import torch
 
 from compress.artifact import Artifact
 from compress.errors import CompressError
-from evaluators.runtimes.torch_eager import TorchSession, int8_products_are_exact, open_program, zeros
+from evaluators.runtimes.torch_eager import TorchSession, int8_products_are_exact, open_program, prepare, zeros
 from evaluators.runtimes.torch_eager import versions as eager_versions
 
 EXPORTER = "torch"
@@ -17,7 +17,9 @@ def load(artifact: Artifact, threads: int) -> TorchSession:
     torch.set_num_threads(threads)
     # Freezing folds constants and lowers static int8 to oneDNN, whose int8 kernels are wrong on a CPU where they saturate.
     freezing = not artifact.contents.activation_ranges or int8_products_are_exact()
-    session = TorchSession(torch.compile(open_program(artifact), fullgraph=True, dynamic=False), artifact)
+    module = open_program(artifact).module(check_guards=False)
+    prepare(module, artifact)
+    session = TorchSession(torch.compile(module, fullgraph=True, dynamic=False), artifact)
     with torch._inductor.config.patch(freezing=freezing):  # Dynamo reads it too, which torch.compile's `options` would not reach
         session.run({name: value.numpy() for (name, _), value in zip(session.inputs, zeros(artifact), strict=True)})
     return session

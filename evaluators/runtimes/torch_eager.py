@@ -34,21 +34,27 @@ class TorchSession:
 
 def load(artifact: Artifact, threads: int) -> TorchSession:
     torch.set_num_threads(threads)
-    module = open_program(artifact)
-    return TorchSession(lowered(module, artifact), artifact)
+    program = open_program(artifact)
+    static = artifact.contents.activation_ranges > 0 and int8_products_are_exact()
+    module = lowered(program, artifact) if static else program.module(check_guards=False)
+    prepare(module, artifact)
+    return TorchSession(module, artifact)
 
 
-def open_program(artifact: Artifact) -> torch.fx.GraphModule:
-    """The program as a module whose constants are ready to compute with. CompressError for a file that would run pickled code."""
+def open_program(artifact: Artifact) -> torch.export.ExportedProgram:
+    """The file's program. CompressError for a file that would run pickled code."""
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the quantized_decomposed operators
 
     refuse_pickles(artifact.path)
-    module = torch.export.load(artifact.path).module(check_guards=False)
+    return torch.export.load(artifact.path)
+
+
+def prepare(module: torch.fx.GraphModule, artifact: Artifact) -> None:
+    """What the file leaves to the machine that runs it: how int4 is packed, and whether int8 products are exact."""
     if "aten._int_mm" in artifact.contents.operators and not int8_products_are_exact():
         multiply_in_float(module)
     if "aten._weight_int4pack_mm_for_cpu" in artifact.contents.operators:
         pack_int4(module)
-    return module
 
 
 def refuse_pickles(path: Path) -> None:
@@ -107,17 +113,26 @@ def attribute(module: Any, path: Iterable[str]) -> Any:
     return module
 
 
-def lowered(module: torch.fx.GraphModule, artifact: Artifact) -> torch.fx.GraphModule:
-    """Static int8 graphs with oneDNN's int8 operators in place of dequantize-operator-quantize, where this CPU's are exact; others as they are."""
-    if not artifact.contents.activation_ranges or not int8_products_are_exact():
-        return module
-    from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+def lowered(program: torch.export.ExportedProgram, artifact: Artifact) -> torch.fx.GraphModule:
+    """Static int8 with oneDNN's int8 operators in place of dequantize-operator-quantize.
 
-    found = lower_pt2e_quantized_to_x86(module, zeros(artifact))
-    for node in found.graph.find_nodes(op="call_function", target=aten.view.default):
-        node.target = aten.reshape.default  # oneDNN's convolutions return channels-last tensors, of which not every view exists
-    found.recompile()
-    return found
+    The steps of torchao's lower_pt2e_quantized_to_x86, which leaves linear layers of three dimensions in float: its patterns want `reshape`, where the
+    graph says `view`. Also, oneDNN's convolutions return channels-last tensors, of which not every view exists.
+    """
+    from torch._inductor.constant_folding import constant_fold
+    from torch._inductor.fx_passes.freezing_patterns import freezing_passes
+
+    composites = {op: how for op, how in torch.export.default_decompositions().items() if torch._export.utils._is_cia_op(op)}
+    module = program.run_decompositions(composites).module(check_guards=False)
+    for node in module.graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+        elif node.target is aten.t.default:
+            node.target, node.args = aten.permute.default, (node.args[0], [1, 0])
+    module.recompile()
+    freezing_passes(module, zeros(artifact))
+    constant_fold(module)
+    return module
 
 
 def zeros(artifact: Artifact) -> tuple[torch.Tensor, ...]:
