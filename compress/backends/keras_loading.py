@@ -42,7 +42,7 @@ def advice(error: Exception) -> str:
     """What to do about a failed load."""
     text = str(error)
     if "Could not locate" in text or "Unknown layer" in text or "TFOpLambda" in text:
-        return f"it uses a class that this process does not have; name a function of yours that imports it and loads the model, as `file.py:function` ({first(text)})"
+        return f"it uses a class that this process lacks; name a function of yours that imports it and loads the model, as `file.py:function` ({first(text)})"
     if "lambda" in text.lower():
         return (
             "it holds a Lambda layer, whose code would run on loading. If you trust the file, load it yourself "

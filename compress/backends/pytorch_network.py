@@ -27,17 +27,18 @@ class PytorchNetwork:
 
     @cached_property
     def names(self) -> dict[str, tuple[str, ...]]:
-        """First name of every tensor to all of its names: tied tensors have several."""
+        """First name of every floating-point parameter and buffer to all of its names: tied tensors have several."""
         by_identity: dict[int, list[str]] = {}
-        for name, tensor in self.model.named_parameters(remove_duplicate=False):
-            by_identity.setdefault(id(tensor), []).append(name)
+        for name, tensor in [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)]:
+            if tensor.is_floating_point():
+                by_identity.setdefault(id(tensor), []).append(name)
         return {names[0]: tuple(names) for names in by_identity.values()}
 
     def weights(self) -> dict[str, Weight]:
         found = {}
         for name, names in self.names.items():
             module, kind = self.owner(names)
-            value = self.model.get_parameter(name).detach().float().numpy()
+            value = tensor_of(self.model, name).detach().float().numpy()
             found[name] = Weight(name, kind, canonical(value, module, kind), names[1:])
         return found
 
@@ -48,27 +49,40 @@ class PytorchNetwork:
             path, _, leaf = name.rpartition(".")
             module = self.model.get_submodule(path)
             kinds.append((module, kind_of(module, leaf)))
-        return next((pair for pair in kinds if pair[1] != "parameter"), kinds[0])
+        return next((pair for pair in kinds if pair[1] not in ("parameter", "buffer")), kinds[0])
 
     def with_weights(self, values: Mapping[str, np.ndarray]) -> "PytorchNetwork":
         model = copy.deepcopy(self.model)
         with torch.no_grad():
             for name, value in values.items():
+                if name not in self.names:
+                    raise InputError(f"the model has no tensor {name!r}; tied tensors go by their first name")
                 module, kind = self.owner(self.names[name])
-                parameter = model.get_parameter(name)
-                parameter.copy_(torch.from_numpy(np.ascontiguousarray(framework_layout(value, module, kind))))
+                tensor = tensor_of(model, name)
+                expected = canonical(tensor.detach().float().numpy(), module, kind).shape
+                if np.shape(value) != expected:
+                    raise InputError(f"{name}: a value of shape {list(np.shape(value))} does not fit, expected {list(expected)}")
+                tensor.copy_(torch.from_numpy(np.ascontiguousarray(framework_layout(np.asarray(value), module, kind))))
         return PytorchNetwork(model, self.inputs, self.example, self.notes)
 
     @torch.no_grad()
     def run(self, inputs: Inputs) -> list[np.ndarray]:
-        outputs = self.model(*(torch.from_numpy(np.ascontiguousarray(inputs[spec.name])) for spec in self.inputs))
+        outputs = self.model(*(torch.tensor(inputs[spec.name]) for spec in self.inputs))  # copies: a model may write into its inputs
         return [tensor.float().numpy() for tensor in flatten(outputs)]
 
 
+def tensor_of(model: nn.Module, name: str) -> torch.Tensor:
+    """A parameter or buffer by its path."""
+    path, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(path), leaf)
+
+
 def flatten(outputs: Any) -> list[torch.Tensor]:
-    """Tensors of a model's output in order: a tensor, a tuple, a dict or a Hugging Face ModelOutput."""
+    """Tensors of a model's output in order: a tensor, a tuple, a dict or a Hugging Face ModelOutput. InputError for anything else."""
     if isinstance(outputs, torch.Tensor):
         return [outputs]
+    if not isinstance(outputs, Mapping | tuple | list):
+        raise InputError(f"the model returns an output of type {type(outputs).__name__}: give one that returns tensors, or tuples or dicts of tensors")
     values = outputs.values() if isinstance(outputs, Mapping) else outputs
     return [tensor for value in values if value is not None for tensor in flatten(value)]
 
@@ -80,6 +94,9 @@ def kind_of(module: nn.Module, leaf: str) -> str:
         return "attention"
     if "bias" in leaf:
         return "bias"
+    norm = "norm" in type(module).__name__.lower()
+    if leaf in module._buffers:
+        return "norm" if norm else "buffer"
     if leaf != "weight":
         return "parameter"
     if isinstance(module, nn.Linear):
@@ -93,7 +110,7 @@ def kind_of(module: nn.Module, leaf: str) -> str:
         return f"{'depthwise_' if depthwise else ''}conv{module.weight.ndim - 2}d"
     if isinstance(module, TRANSPOSED):
         return f"conv_transpose{module.weight.ndim - 2}d"
-    return "norm" if "norm" in type(module).__name__.lower() else "parameter"
+    return "norm" if norm else "parameter"
 
 
 def canonical(value: np.ndarray, module: nn.Module, kind: str) -> np.ndarray:
@@ -122,16 +139,34 @@ def open_model(model: nn.Module, inputs: Data | None) -> PytorchNetwork:
     if inputs is None:
         raise InputError("a PyTorch model does not know its input shapes: give `inputs` (or `calibration`), at least one sample")
     specs, example = first_sample(model, inputs)
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    try:
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+    except RuntimeError as error:  # tensors computed from others, as torch.nn.utils.weight_norm leaves them, cannot be copied
+        raise InputError(f"{type(model).__name__} cannot be copied: {error}") from error
     if hasattr(model, "config") and hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     try:
         with torch.no_grad():
-            model(*example)
+            outputs = model(*copies(example))
     except Exception as error:
         shapes = ", ".join(f"{spec.name} {list(spec.shape)} {spec.dtype}" for spec in specs)
         raise InputError(f"{type(model).__name__} does not run on the first sample ({shapes}): {error}") from error
-    return PytorchNetwork(model, specs, example, fold_batch_norms(model, example))
+    flatten(outputs)
+    return PytorchNetwork(model, specs, example, fold_batch_norms(model, copies(example)) + unknown_layers(model))
+
+
+def copies(example: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Tensors that a model may write into."""
+    return tuple(tensor.clone() for tensor in example)
+
+
+def unknown_layers(model: nn.Module) -> tuple[str, ...]:
+    """A note on the modules whose own matrices recipes do not know."""
+    found = []
+    for path, module in model.named_modules():
+        if any(p.ndim >= 2 and kind_of(module, leaf) == "parameter" for leaf, p in module.named_parameters(recurse=False)):
+            found.append(f"{type(module).__name__} {path}".strip())
+    return (f"weights of layers that recipes do not know stay in float: {', '.join(found)}",) if found else ()
 
 
 def first_sample(model: nn.Module, inputs: Data) -> tuple[tuple[InputSpec, ...], tuple[torch.Tensor, ...]]:
@@ -151,7 +186,7 @@ def first_sample(model: nn.Module, inputs: Data) -> tuple[tuple[InputSpec, ...],
     if names != tuple(parameters[: len(names)]):
         raise InputError(f"the data names {', '.join(names)}, but they must be the first arguments of forward: {', '.join(parameters[: len(names)])}")
     specs = tuple(InputSpec(name, array.shape, str(array.dtype)) for name, array in sample.items())
-    return specs, tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in sample.values())
+    return specs, tuple(torch.tensor(array) for array in sample.values())
 
 
 def dtype_of(first: Any, index: int, name: str) -> np.dtype:
@@ -185,27 +220,38 @@ def fold_batch_norms(model: nn.Module, example: tuple[torch.Tensor, ...]) -> tup
 def fold_one(model: nn.Module, exported: torch.export.ExportedProgram, node: torch.fx.Node) -> tuple[str, str] | None:
     """Folds one batch norm node into the layer before it; the names of both, or None where it cannot be."""
     before = node.args[0]
-    foldable = (
-        before.op == "call_function"
-        and any(op in str(before.target) for op in ("conv", "linear"))
-        and len(before.users) == 1
-        and len(before.args[1].users) == 1
-    )
-    if not foldable:
+    if before.op != "call_function" or not any(op in str(before.target) for op in ("conv", "linear")):
         return None
-    parameter_of = exported.graph_signature.inputs_to_parameters
-    norm_name = parameter_of.get(getattr(node.args[1], "name", ""), "").rpartition(".")[0]
-    layer_name = parameter_of.get(before.args[1].name, "").rpartition(".")[0]
-    norm, layer = (model.get_submodule(name) if name else None for name in (norm_name, layer_name))
-    shared = sum(other is layer or other is norm for _, other in model.named_modules(remove_duplicate=False))
-    if not isinstance(norm, BATCH_NORMS) or not isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)) or shared != 2:
+    signature = exported.graph_signature
+    norm_name = signature.inputs_to_buffers.get(getattr(node.args[3], "name", ""), "").rpartition(".")[0]
+    layer_name = signature.inputs_to_parameters.get(before.args[1].name, "").rpartition(".")[0]
+    if not norm_name or not foldable(model, model.get_submodule(layer_name), model.get_submodule(norm_name), before):
         return None
-    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    bias = torch.zeros_like(norm.running_mean) if layer.bias is None else layer.bias
-    with torch.no_grad():
-        weight = canonical(layer.weight.numpy(), layer, kind_of(layer, "weight")) * scale.numpy().reshape(-1, *[1] * (layer.weight.ndim - 1))
-        layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(framework_layout(weight, layer, kind_of(layer, "weight")))))
-        layer.bias = nn.Parameter((bias - norm.running_mean) * scale + norm.bias, requires_grad=False)
+    fold(model.get_submodule(layer_name), model.get_submodule(norm_name))
     parent, _, leaf = norm_name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, nn.Identity())
     return layer_name, norm_name
+
+
+def foldable(model: nn.Module, layer: nn.Module, norm: nn.Module, node: torch.fx.Node) -> bool:
+    """Whether both modules are of a known type and used once, the norm reads the layer's output alone, and along its output channels."""
+    known = isinstance(norm, BATCH_NORMS) and isinstance(layer, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED))
+    if not known:
+        return False
+    norm_node = next(iter(node.users))
+    alone = len(node.users) == 1 and len(node.args[1].users) == 1 and len(norm_node.args[3].users) == 1
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    untied = sum(tensor is layer.weight or tensor is norm.running_mean for _, tensor in tensors) == 2
+    channels = not isinstance(layer, nn.Linear) or node.meta["val"].ndim == 2  # of [batch, rows, out] a norm takes the rows
+    return alone and untied and channels
+
+
+@torch.no_grad()
+def fold(layer: nn.Module, norm: nn.Module) -> None:
+    """Scales the layer's output channels and moves its bias, in place."""
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps) * (1 if norm.weight is None else norm.weight)
+    bias = (0 if layer.bias is None else layer.bias) - norm.running_mean.double()
+    kind = kind_of(layer, "weight")
+    weight = canonical(layer.weight.double().numpy(), layer, kind) * scale.numpy().reshape(-1, *[1] * (layer.weight.ndim - 1))
+    layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(framework_layout(weight, layer, kind))))
+    layer.bias = nn.Parameter((bias * scale + (0 if norm.bias is None else norm.bias)).to(layer.weight.dtype), requires_grad=False)
