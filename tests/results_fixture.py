@@ -147,7 +147,8 @@ def accuracy(recipe: str) -> Accuracy:
         return Accuracy(correct, SAMPLES, wilson(correct), None, None, None, None, None, None, None)
     difference = Estimate((better - worse) / SAMPLES, (better - worse) / SAMPLES - 1.96 * spread, (better - worse) / SAMPLES + 1.96 * spread)
     flipped = changed / SAMPLES
-    return Accuracy(correct, SAMPLES, wilson(correct), difference, mcnemar(worse, better), worse, better, flipped, 1 - flipped, 0.006 + 2.8 * spread)
+    p = mcnemar(worse, better)
+    return Accuracy(correct, SAMPLES, wilson(correct), difference, p, worse, better, flipped, 1 - flipped, 0.006 + 2.8 * spread, min(1.0, 6 * p))
 
 
 def wilson(correct: int, z: float = 1.96) -> Estimate:

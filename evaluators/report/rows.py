@@ -71,7 +71,7 @@ def memory_row(arm: Arm) -> dict[str, Any]:
 
 def accuracy_row(arm: Arm) -> dict[str, Any]:
     read = arm.accuracy
-    plain = {name: getattr(read, name, None) for name in ("correct", "mcnemar_p", "worse", "better", "flipped", "agreement", "smallest_drop")}
+    plain = {name: getattr(read, name, None) for name in ("correct", "mcnemar_p", "holm_p", "worse", "better", "flipped", "agreement", "smallest_drop")}
     return {
         **spread("accuracy", getattr(read, "value", None)),
         **spread("accuracy_difference", getattr(read, "difference", None)),
