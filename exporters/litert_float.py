@@ -13,7 +13,7 @@ from compress.errors import Refused
 from compress.network import COMPRESSIBLE, Network
 from exporters import tflite_file
 from exporters.litert_matching import Layout, match
-from exporters.litert_unfolding import unfold
+from exporters.litert_unfolding import flatten_biases, unfold
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,8 @@ def convert(network: Network) -> FloatFile:
     layouts = match(model, layers)
     order = positions(model, len(network.inputs))
     missing = unfold(model, {name: layers[name] for name, found in layouts.items() if not found})
-    return FloatFile(data, tflite_file.serialized(model) if missing else data, layouts | missing, *order)
+    changed = flatten_biases(model) or bool(missing)
+    return FloatFile(data, tflite_file.serialized(model) if changed else data, layouts | missing, *order)
 
 
 def from_pytorch(network: Network) -> bytes:
@@ -147,7 +148,10 @@ def keras_converter(network: Network) -> Any:
     def call(*tensors):
         return {f"output_{i}": tensor for i, tensor in enumerate(keras.tree.flatten(network.call(network.model, list(tensors))))}
 
-    return tf.lite.TFLiteConverter.from_concrete_functions([call.get_concrete_function()], network.model)
+    concrete = call.get_concrete_function()
+    owner = tf.Module()  # the converter saves this object first, so it must own every variable
+    owner.kept, owner.call = list(concrete.variables), call
+    return tf.lite.TFLiteConverter.from_concrete_functions([concrete], owner)
 
 
 def positions(model: Any, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

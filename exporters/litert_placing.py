@@ -10,7 +10,7 @@ import numpy as np
 
 from compress.calibration import Range, observe
 from compress.errors import ExportError
-from compress.formats import FloatFormat, IntFormat, PerAxis, PerGroup, StaticActivations
+from compress.formats import FloatFormat, PerAxis, PerGroup, StaticActivations
 from compress.numerics import Encoded
 from exporters import tflite_file
 from exporters.litert_matching import Layout
@@ -44,9 +44,10 @@ class Given:
         elif isinstance(fmt.granularity, PerGroup):
             axis, block = 1, fmt.granularity.size
             shape = list(self.encoded.scales.shape)
+        zero = np.zeros(shape, np.int32) if self.encoded.zero_points is None else self.encoded.zero_points.reshape(shape)
         scales = self.encoded.scales.reshape(shape)
         return qtyping.UniformQuantParams(
-            num_bits=fmt.bits, quantized_dimension=axis, scale=scales, zero_point=np.zeros(shape, np.int32), quantized_data=codes, block_size=block
+            num_bits=fmt.bits, quantized_dimension=axis, scale=scales, zero_point=zero, quantized_data=codes, block_size=block
         )
 
 
@@ -112,6 +113,9 @@ class Rules:
             if self.constant(weight):
                 found = self.given.get(weight.name)
                 return weight_config(name, found) if found else None
+        if any(place.name in self.given and self.given[place.name].activations for place in tensors):
+            self.left[f"{name} (reads a weight, has no integer form)"] += 1
+            return None
         if self.calibrated is None:
             return None
         return self.plain_config(name, [*tensors, *(tflite_file.Place(graph, i) for i in operator.outputs)])
@@ -141,22 +145,24 @@ class Rules:
     def notes(self) -> tuple[str, ...]:
         if not self.left:
             return ()
-        return ("operators without weights that stay in float: " + ", ".join(f"{count} {name}" for name, count in sorted(self.left.items())),)
+        return ("operators that stay in float: " + ", ".join(f"{count} {name}" for name, count in sorted(self.left.items())),)
 
 
 def weight_config(name: str, given: Given) -> Any:
     """How a weight's operator computes: None in float, with the weight expanded; otherwise with the integer codes."""
-    fmt = given.encoded.format
+    fmt, activations = given.encoded.format, given.activations
     if isinstance(fmt, FloatFormat):
         return None
-    block = isinstance(fmt.granularity, PerGroup)
-    lookup = name == "EMBEDDING_LOOKUP"
-    if given.activations is None and not block and not lookup:
+    if name == "EMBEDDING_LOOKUP":
+        if given.encoded.zero_points is not None:
+            return None  # its kernel knows no zero points
+        activations = None  # it has no activations to quantize: the rows come out as floats
+    elif activations is None and not isinstance(fmt.granularity, PerGroup):
         return None
-    activations = given.activations if isinstance(given.activations, StaticActivations) and not lookup else None
-    config = integer_config(fmt.bits, fmt.granularity, activations, given, SINGLE_CHANNEL_AXIS.get(name, 0))
+    static = activations if isinstance(activations, StaticActivations) else None
+    config = integer_config(fmt.bits, fmt.granularity, static, given, SINGLE_CHANNEL_AXIS.get(name, 0))
     if not supported(name, config):
-        raise ExportError(f"{given.layout.file_name}: LiteRT has no {name} kernel for {fmt} with {given.activations or 'float activations'}")
+        raise ExportError(f"{given.layout.file_name}: LiteRT has no {name} kernel for {fmt} with {activations or 'float activations'}")
     return config
 
 
@@ -221,6 +227,16 @@ def generator(given: Mapping[str, Given]) -> type:
         return replace(found, consumers=[replace(consumer, **how) for consumer in found.consumers])
 
     return Generator
+
+
+def with_decoded(data: bytes, given: Mapping[str, Given]) -> bytes:
+    """The float model holding the decoded weights: its ranges are those that the quantized model meets."""
+    model = tflite_file.parse(data, "the float model")
+    for place in tflite_file.all_tensors(model):
+        if place.name in given:
+            found = given[place.name]
+            place.tensor.buffer = tflite_file.add_buffer(model, found.layout.to_file(found.encoded.decode()))
+    return tflite_file.serialized(model)
 
 
 def calibrate(data: bytes, batches: Iterable[list[np.ndarray]], activations: StaticActivations) -> Calibrated:

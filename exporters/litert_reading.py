@@ -12,8 +12,10 @@ import numpy as np
 from compress.artifact import Contents, StoredTensor
 from compress.errors import BrokenFile
 from compress.network import InputSpec
+from compress.pipeline import Compressed
 from compress.plan import Placement
-from exporters import METADATA_KEY, tflite_file
+from exporters import METADATA_KEY, metadata, tflite_file
+from exporters.litert_float import FloatFile
 from exporters.litert_matching import Layout
 
 EXPANDED = "DEQUANTIZE expands it to float32 when the model loads"
@@ -22,11 +24,22 @@ EXPANDED = "DEQUANTIZE expands it to float32 when the model loads"
 def read(path: Path) -> Contents:
     """Constants, operators, inputs and outputs of a .tflite file. BrokenFile where it is damaged."""
     model = tflite_file.parse(path.read_bytes(), path.name)
-    told = told_by(model, path.name)
+    about = told_by(model, path.name)
     try:
-        return Contents("tflite", inputs(model, told), outputs(model, told), tuple(tensors(model, told)), tflite_file.operators(model), told, ranges(model))
+        return Contents("tflite", inputs(model, about), outputs(model, about), tuple(tensors(model, about)), tflite_file.operators(model), about, ranges(model))
     except (KeyError, TypeError, IndexError) as error:
         raise BrokenFile(f"{path.name}: its compresskit metadata does not fit its tensors: {error!r}") from error
+
+
+def told(small: Compressed, exporter: str, file: FloatFile, reasons: Mapping[str, str]) -> bytes:
+    """The metadata that `read` understands: every layer weight with its places in the file, and the order of inputs and outputs."""
+    shapes = {d.name: d.shape for d in small.plan.decisions}
+    stored = {
+        name: {"places": [layout.as_dict() for layout in layouts], "reason": reasons.get(name, ""), "canonical": shapes[name]}
+        for name, layouts in file.layouts.items()
+    }
+    order = {"input_positions": file.inputs, "output_positions": file.outputs}
+    return json.dumps(json.loads(metadata(small, exporter, stored)) | order).encode()
 
 
 def told_by(model: Any, name: str) -> dict:
@@ -39,28 +52,28 @@ def told_by(model: Any, name: str) -> dict:
         raise BrokenFile(f"{name}: its compresskit metadata is not JSON: {error}") from error
 
 
-def inputs(model: Any, told: Mapping) -> tuple[InputSpec, ...]:
+def inputs(model: Any, about: Mapping) -> tuple[InputSpec, ...]:
     graph = model.subgraphs[0]
     found = [tflite_file.Place(graph, i) for i in graph.inputs]
-    if not told:
+    if not about:
         return tuple(InputSpec(place.name, place.shape, place.dtype, place.name) for place in found)
-    named = zip(told["inputs"], told["input_positions"], strict=True)
+    named = zip(about["inputs"], about["input_positions"], strict=True)
     return tuple(
         InputSpec(name, found[i].shape, found[i].dtype, found[i].name) if i >= 0 else InputSpec(name, tuple(shape), dtype) for (name, shape, dtype), i in named
     )
 
 
-def outputs(model: Any, told: Mapping) -> tuple[InputSpec, ...]:
+def outputs(model: Any, about: Mapping) -> tuple[InputSpec, ...]:
     graph = model.subgraphs[0]
     found = [tflite_file.Place(graph, i) for i in graph.outputs]
-    order = told.get("output_positions", range(len(found)))
+    order = about.get("output_positions", range(len(found)))
     return tuple(InputSpec(found[i].name, found[i].shape, found[i].dtype, found[i].name) for i in order)
 
 
-def tensors(model: Any, told: Mapping) -> Iterable[StoredTensor]:
+def tensors(model: Any, about: Mapping) -> Iterable[StoredTensor]:
     """Every float or quantized constant once, weights of the plan under its names, scales of blocks with their weights."""
     names = defaultdict(list)
-    for name, entry in told.get("tensors", {}).items():
+    for name, entry in about.get("tensors", {}).items():
         if not entry["places"]:
             yield StoredTensor(name, "", tuple(entry["canonical"]), "float32", "float", entry["reason"])
         for place in entry["places"]:
@@ -90,12 +103,11 @@ def stored(model: Any, place: tflite_file.Place, name: str, reason: str, layout:
     facts = {"payload_bytes": payload, "scale_bytes": scale_bytes, "zero_point_bytes": zero_bytes}
     if place.dtype == "float32":
         return StoredTensor(name, place.name, layout.canonical if layout else place.shape, place.dtype, "float", reason, **facts)
-    codes = tflite_file.values(model, place)
+    codes = tflite_file.values(model, place) if tflite_file.is_dense(place) else None
     codes = layout.to_canonical(codes) if layout else codes
+    shape = place.shape if codes is None else codes.shape
     scales, zero_points = numbers(model, place)
-    return StoredTensor(
-        name, place.name, codes.shape, place.dtype, placement, cause or reason, **facts, codes=codes, scales=scales, zero_points=zero_points
-    )
+    return StoredTensor(name, place.name, shape, place.dtype, placement, cause or reason, **facts, codes=codes, scales=scales, zero_points=zero_points)
 
 
 def numbers(model: Any, place: tflite_file.Place) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -24,6 +24,20 @@ def unfold(model: Any, weights: Mapping[str, Weight]) -> dict[str, tuple[Layout,
     return found
 
 
+def flatten_biases(model: Any) -> bool:
+    """Gives every constant bias one axis, in place; whether there was anything to do. The converter leaves [1, n] where it folded an addition."""
+    changed = False
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            position = BIAS_INPUT.get(tflite_file.operator_name(model, operator), len(operator.inputs))
+            if position < len(operator.inputs) and operator.inputs[position] >= 0:
+                bias = tflite_file.Place(graph, operator.inputs[position])
+                if len(bias.shape) != 1:
+                    bias.tensor.shape = [int(np.prod(bias.shape))]
+                    changed = True
+    return changed
+
+
 def scaled(model: Any, value: np.ndarray) -> Iterable[tuple[tflite_file.Place, Layout, np.ndarray]]:
     """Constants that equal `value` times one factor for each output channel, with the factors [out]."""
     rows = value.reshape(value.shape[0], -1)
@@ -62,7 +76,7 @@ def divide_bias(model: Any, graph: Any, operator: Any, factor: np.ndarray) -> No
     if len(operator.inputs) <= position or operator.inputs[position] < 0:
         return
     bias = tflite_file.Place(graph, operator.inputs[position])
-    values = (tflite_file.values(model, bias) / factor).astype(np.float32)
+    values = (tflite_file.values(model, bias).ravel() / factor).astype(np.float32)
     operator.inputs[position] = tflite_file.add_tensor(graph, f"{bias.name}_unscaled{len(graph.tensors)}", values.shape, tflite_file.add_buffer(model, values))
 
 
@@ -74,7 +88,8 @@ def multiply_output(model: Any, graph: Any, operator: Any, factors: np.ndarray) 
     multiply, options = schema.OperatorT(), schema.MulOptionsT()
     options.fusedActivationFunction = operator.builtinOptions.fusedActivationFunction
     operator.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.NONE
-    multiply.opcodeIndex, multiply.builtinOptionsType, multiply.builtinOptions = tflite_file.operator_code(model, "MUL"), schema.BuiltinOptions.MulOptions, options
+    multiply.opcodeIndex = tflite_file.operator_code(model, "MUL")
+    multiply.builtinOptionsType, multiply.builtinOptions = schema.BuiltinOptions.MulOptions, options
     multiply.inputs, multiply.outputs = [between, constant], [output.index]
     operator.outputs = [between]
     graph.operators.insert(graph.operators.index(operator) + 1, multiply)

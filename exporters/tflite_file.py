@@ -16,7 +16,7 @@ from compress.numerics.packing import unpack_low_first
 
 TYPE_NAMES = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
 OPERATOR_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
-NUMPY = {"bool": "bool"} | {f"{kind}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {f"float{b}": f"float{b}" for b in (16, 32, 64)}
+NUMPY = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
 SUB_BYTE = {"int4": 4, "int2": 2}
 DAMAGE = (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError, MemoryError)
 """What flatbuffers raises where offsets and lengths point out of the file or at something else."""
@@ -75,11 +75,16 @@ def check_tensor(model: Any, place: Place, name: str) -> None:
     dtype, buffer = TYPE_NAMES.get(place.tensor.type), model.buffers[place.tensor.buffer]
     if dtype is None:
         raise BrokenFile(f"{name}: tensor {place.name} has the unknown type {place.tensor.type}")
-    if buffer.data is None or dtype not in {**NUMPY, **SUB_BYTE} or place.tensor.sparsity is not None:
+    if buffer.data is None or not is_dense(place):
         return
     wanted = payload_bytes(place.shape, dtype)
     if len(buffer.data) != wanted:
         raise BrokenFile(f"{name}: tensor {place.name} {dtype} {list(place.shape)} needs {wanted} bytes, the file holds {len(buffer.data)}")
+
+
+def is_dense(place: Place) -> bool:
+    """Whether a constant's bytes are its values one after another, in a type that NumPy knows or that packs into bytes."""
+    return place.dtype in (*NUMPY, *SUB_BYTE) and place.tensor.sparsity is None
 
 
 def check_graph(model: Any, graph: Any, name: str) -> None:
@@ -93,7 +98,7 @@ def check_graph(model: Any, graph: Any, name: str) -> None:
 
 
 def payload_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    return -(-prod(shape) * SUB_BYTE[dtype] // 8) if dtype in SUB_BYTE else prod(shape) * np.dtype(NUMPY[dtype]).itemsize
+    return -(-prod(shape) * SUB_BYTE[dtype] // 8) if dtype in SUB_BYTE else prod(shape) * np.dtype(dtype).itemsize
 
 
 def all_tensors(model: Any) -> Iterator[Place]:
@@ -112,7 +117,7 @@ def values(model: Any, place: Place) -> np.ndarray:
     data, dtype = np.frombuffer(model.buffers[place.tensor.buffer].data, np.uint8), place.dtype
     if dtype in SUB_BYTE:
         return unpack_low_first(data, SUB_BYTE[dtype], prod(place.shape)).reshape(place.shape)
-    return data.view(NUMPY[dtype]).reshape(place.shape)
+    return data.view(dtype).reshape(place.shape)
 
 
 def operator_name(model: Any, operator: Any) -> str:

@@ -1,18 +1,17 @@
 """LiteRT .tflite files with the core's own codes and scales."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compress.errors import ExportError, Refused
-from compress.formats import FloatFormat, IntFormat, PerGroup, StaticActivations
+from compress.formats import DynamicActivations, FloatFormat, IntFormat, PerGroup, PerTensor, StaticActivations
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from compress.samples import samples
-from exporters import METADATA_KEY, Placed, metadata, placements
-from exporters.litert_reading import EXPANDED, read
+from exporters import METADATA_KEY, Placed, placements
+from exporters.litert_reading import EXPANDED, read, told
 
 __all__ = ["OWN_NUMBERS", "RUNTIME", "SUFFIX", "place", "read", "write"]
 
@@ -31,7 +30,10 @@ def place(decision: Decision, framework: str) -> Placed:
     fmt = decision.format
     if isinstance(fmt, FloatFormat):
         return place_float(fmt, decision)
-    check_integers(fmt)
+    if fmt.rule == "signed":
+        raise Refused("LiteRT's scales are positive; rule 'signed' makes negative ones")
+    if fmt.bits not in (2, 4, 8):
+        raise Refused(f"LiteRT stores weights as int8, int4 or int2, not int{fmt.bits}")
     if isinstance(fmt.granularity, PerGroup):
         return place_blocks(fmt, decision)
     return place_channels(fmt, decision)
@@ -41,29 +43,22 @@ def place_float(fmt: FloatFormat, decision: Decision) -> Placed:
     if fmt.dtype != "float16":
         raise Refused(f"LiteRT has no {fmt.dtype} weights; use float16")
     if decision.activations is not None:
-        raise Refused(f"LiteRT computes {decision.activations} with integer weights only, not {fmt}")
+        raise Refused(f"LiteRT has integer activations with integer weights only, not with {fmt}")
     return Placed("decoded", EXPANDED)
-
-
-def check_integers(fmt: IntFormat) -> None:
-    if not fmt.symmetric:
-        raise Refused(f"LiteRT's kernels take weights with zero point 0 only, not rule {fmt.rule!r}")
-    if fmt.rule == "signed":
-        raise Refused("LiteRT's scales are positive; rule 'signed' makes negative ones")
-    if fmt.bits not in (4, 8):
-        raise Refused(f"LiteRT's kernels compute with int8 and int4 weights, not int{fmt.bits}")
 
 
 def place_blocks(fmt: IntFormat, decision: Decision) -> Placed:
     size = fmt.granularity.size
     if fmt.bits != 4 or size not in BLOCKS:
-        raise Refused(f"LiteRT has groups for int4 only, of {', '.join(map(str, BLOCKS))} inputs; not {fmt}")
+        raise Refused(f"LiteRT has groups for int4 only, of {', '.join(map(str, BLOCKS))} inputs, not int{fmt.bits} of {size}")
     if decision.kind not in ("linear", "attention", "embedding"):
         raise Refused(f"LiteRT has int4 groups for linear layers and embeddings only, not for a {decision.kind}")
+    if not fmt.symmetric:
+        raise Refused(f"LiteRT's groups have no zero points; rule {fmt.rule!r} needs them")
     if fmt.scale_dtype != "bfloat16":
-        raise Refused(f"LiteRT keeps the scales of groups as float16 with bfloat16's mantissa: set scale_dtype: bfloat16, not {fmt.scale_dtype}")
+        raise Refused(f"LiteRT keeps a group's scale as a float16 with bfloat16's mantissa: set scale_dtype: bfloat16, not {fmt.scale_dtype}")
     if isinstance(decision.activations, StaticActivations):
-        raise Refused("LiteRT's int4 group kernel takes no static activations; it quantizes them to int8 at run time")
+        raise Refused("LiteRT's int4 group kernel quantizes activations at run time; it takes no static ranges")
     if decision.kind == "embedding":
         return Placed("native", LOOKED_UP)
     return Placed("native", "" if decision.activations else "XNNPACK's int4 group kernel quantizes activations to int8 at run time")
@@ -72,13 +67,19 @@ def place_blocks(fmt: IntFormat, decision: Decision) -> Placed:
 def place_channels(fmt: IntFormat, decision: Decision) -> Placed:
     kind, activations = decision.kind, decision.activations
     if kind == "embedding":
-        return Placed("native", LOOKED_UP)
+        return Placed("native", LOOKED_UP) if fmt.symmetric else Placed("decoded", EXPANDED)
     if activations is None:
         return Placed("decoded", EXPANDED)
+    if not fmt.symmetric:
+        raise Refused(f"LiteRT computes with integer weights of zero point 0 only; rule {fmt.rule!r} is possible without activations")
     if kind.endswith("3d"):
-        raise Refused(f"LiteRT's {kind} computes in float only; use weights without activations")
-    if fmt.bits == 4 and (kind.startswith("depthwise") or "transpose" in kind):
-        raise Refused(f"LiteRT has no int4 kernel for a {kind}; use int8")
+        raise Refused(f"LiteRT's {kind} computes in float only; leave activations out")
+    if kind.startswith("depthwise") and isinstance(activations, DynamicActivations) and isinstance(fmt.granularity, PerTensor):
+        raise Refused("LiteRT's depthwise kernel for dynamic activations is wrong for one scale per tensor; use granularity axis")
+    if fmt.bits == 4 and not kind.startswith(("linear", "attention", "recurrent", "conv1d", "conv2d")):
+        raise Refused(f"LiteRT has no int4 kernel for a {kind}; use int8, or leave activations out")
+    if fmt.bits == 2 and (kind not in ("linear", "attention") or isinstance(activations, StaticActivations)):
+        raise Refused("LiteRT computes with int2 in linear layers and with dynamic activations only; elsewhere leave activations out")
     return Placed("native")
 
 
@@ -101,12 +102,27 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     }
     data = converted.unfolded if given else converted.data
     model = tflite_file.parse(data, "the converted model")
-    tflite_file.add_metadata(model, METADATA_KEY, described(small, converted, placed).encode())
+    reasons = {d.name: placed[d.name].reason if d.name in placed else d.reason for d in plan.decisions}
+    reasons |= dict.fromkeys((name for name, found in converted.layouts.items() if not found), "the LiteRT converter changed or dropped it")
+    tflite_file.add_metadata(model, METADATA_KEY, told(small, "litert", converted, reasons))
     activations = static_activations(small)
-    calibrated = None if activations is None else litert_placing.calibrate(data, file_batches(small, converted, model), activations)
+    calibrated = None
+    if activations is not None:
+        calibrated = litert_placing.calibrate(litert_placing.with_decoded(data, given), file_batches(small, converted, model), activations)
     written, notes = litert_placing.quantize(model, given, calibrated)
+    check_loads(written)
     path.write_bytes(written)
     return notes
+
+
+def check_loads(data: bytes) -> None:
+    """Refused, with the runtime's own words, where it cannot load the file."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        Interpreter(model_content=data, num_threads=1).allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise Refused(f"LiteRT cannot load this model: {' '.join(str(error).split())[:300]}") from error
 
 
 def static_activations(small: Compressed) -> StaticActivations | None:
@@ -125,16 +141,3 @@ def file_batches(small: Compressed, converted: Any, model: Any):
     dtypes = [tflite_file.TYPE_NAMES[graph.tensors[i].type] for i in graph.inputs]
     for sample in samples(small.calibration, small.network.inputs):
         yield [np.ascontiguousarray(sample[names[i]].astype(dtype, copy=False)) for i, dtype in enumerate(dtypes)]
-
-
-def described(small: Compressed, converted: Any, placed: dict[str, Placed]) -> str:
-    """The file's metadata: every layer weight with its places in the file, and the order of inputs and outputs."""
-    decisions = {d.name: d for d in small.plan.decisions}
-    stored = {}
-    for name, layouts in converted.layouts.items():
-        reason = placed[name].reason if name in placed else decisions[name].reason
-        if not layouts:
-            reason = "the LiteRT converter changed or dropped it"
-        stored[name] = {"places": [layout.as_dict() for layout in layouts], "reason": reason, "canonical": decisions[name].shape}
-    order = {"input_positions": converted.inputs, "output_positions": converted.outputs}
-    return json.dumps(json.loads(metadata(small, "litert", stored)) | order)
