@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-PUBLIC = {"compare": "evaluators.study", "Study": "evaluators.study", "report": "evaluators.report", "load_results": "evaluators.results"}
+PUBLIC = {"compare": "evaluators.study", "Study": "evaluators.study", "write_reports": "evaluators.report", "load_results": "evaluators.derive"}
 __all__ = list(PUBLIC)
 
 

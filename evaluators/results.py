@@ -79,6 +79,7 @@ class Accuracy:
     flipped: float | None  # share of answers that changed
     agreement: float | None  # share of answers equal to float32's
     smallest_drop: float | None  # accuracy drop that this sample would have shown with 80% power
+    holm_p: float | None = None  # mcnemar_p adjusted over all recipes of the same runtime
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""Artifacts between processes and runs: exporting in one, described in study.sqlite, loaded in others."""
+
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from compress.artifact import Artifact, Contents, Ledger, StoredTensor
+from compress.backends import open_model
+from compress.network import InputSpec, Network
+from compress.pipeline import compress
+from compress.plan import Plan
+from compress.recipe import Recipe
+from compress.references import load_data, load_model
+from compress.samples import Data
+from evaluators.worker import resolve
+
+EXPORT = "exporters:export"
+
+
+@cache
+def opened(model: str, calibration: str | None, folder: str) -> tuple[Network, Data | None]:
+    """A study's model and calibration data, once per process: exporters keep what they derive from a network object."""
+    data = load_data(calibration, Path(folder))[0] if calibration else None
+    return open_model(load_model(model, Path(folder)), inputs=data), data
+
+
+def export_recipe(model: str, calibration: str | None, folder: str, recipe: str, exporter: str, out: str, name: str, export: str) -> dict[str, Any]:
+    """Writes one artifact to `out`/`name` and returns its facts. `recipe` is YAML."""
+    network, data = opened(model, calibration, folder)
+    small = compress(network, Recipe.parse(recipe), calibration=data)
+    artifact = resolve(export)(small, Path(out) / name, exporter)
+    return {"artifact": to_facts(artifact, name), "planned": planned(small.plan), "framework": network.framework, "network_notes": list(network.notes)}
+
+
+def planned(plan: Plan) -> dict[str, str]:
+    """The plan's format of every compressed tensor, in words."""
+    return {name: f"{d.format}{f', {d.activations}' if d.activations else ''}" for name, d in plan.compressed.items()}
+
+
+def to_facts(artifact: Artifact, name: str) -> dict[str, Any]:
+    """JSON of an artifact, without arrays and without the folder that it lies in."""
+    plain = asdict(replace(artifact.without_codes(), path=Path(name)))
+    for tensor in plain["contents"]["tensors"]:
+        for arrays in ("codes", "scales", "zero_points"):
+            del tensor[arrays]
+    return plain | {"path": name}
+
+
+def from_facts(facts: dict[str, Any], folder: Path) -> Artifact:
+    """The artifact again, in `folder`."""
+    given = facts["contents"]
+    specs = {side: tuple(InputSpec(**(s | {"shape": tuple(s["shape"])})) for s in given[side]) for side in ("inputs", "outputs")}
+    tensors = tuple(StoredTensor(**(t | {"shape": tuple(t["shape"])})) for t in given["tensors"])
+    contents = Contents(**(given | specs | {"tensors": tensors}))
+    rest = {"path": folder / facts["path"], "contents": contents, "ledger": Ledger(**facts["ledger"]), "notes": tuple(facts["notes"])}
+    return Artifact(**(facts | rest))
+
+
+def exporter_facts(export: str, exporter: str) -> dict[str, str]:
+    """Where an exporter's files run, and their suffix."""
+    module = resolve(f"{export.partition(':')[0]}:EXPORTERS").load(exporter)
+    return {"runtime": module.RUNTIME, "suffix": module.SUFFIX}

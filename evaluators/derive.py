@@ -1,0 +1,159 @@
+"""From the raw samples in study.sqlite to the rows of a report."""
+
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evaluators import statistics
+from evaluators.dataset import labels
+from evaluators.metrics import accuracy, latency, memory, size
+from evaluators.results import Arm, Results
+from evaluators.store import Piece, Store
+
+STAGES = ("runtime", "target", "export", "data", "accuracy", "memory", "latency")
+PIECES = ("export", "accuracy", "memory", "latency")  # what an arm that is done has
+
+
+def load_results(folder: str | os.PathLike) -> Results:
+    """What the study in `folder` knows by now. InputError where there is no study.sqlite."""
+    folder = Path(folder)
+    with Store(folder, create=False) as store:
+        settings = store.fact("settings", {})
+        arms = Reader(store).arms()
+        return Results(
+            study=store.fact("study", ""),
+            created=store.fact("created", ""),
+            command=store.fact("command", ""),
+            environment=store.fact("environment", {}) | runtime_facts(store, arms),
+            protocol=protocol(settings) if settings else {},
+            arms=adjusted(arms),
+            wall_seconds=store.fact("wall_seconds", 0.0),
+        )
+
+
+def runtime_facts(store: Store, arms: list[Arm]) -> dict[str, str]:
+    found = {}
+    for arm in arms:
+        piece = store.piece(store.links(arm.id).get("runtime"))
+        if piece and piece.status == "done":
+            found[f"Runtime {arm.runtime}"] = ", ".join(f"{name} {value}" for name, value in piece.facts["versions"].items())
+    return found
+
+
+class Reader:
+    """Reads arms with what they share: the float32 arm of their group, labels, and artifacts that two runtimes load."""
+
+    def __init__(self, store: Store):
+        self.store, self.planned = store, store.arms()
+        self.links = {name: store.links(name) for name in self.planned}
+        self.sharing = Counter(links.get("export") for links in self.links.values())
+        self.baselines = {self.group(arm): name for name, arm in reversed(self.planned.items()) if arm["baseline"]}
+        self.cache: dict[str, Piece | None] = {}
+
+    def group(self, arm: dict[str, Any]) -> tuple:
+        return arm["model"], arm["label"], arm["target"]
+
+    def arms(self) -> list[Arm]:
+        return [self.arm(name) for name in self.planned]
+
+    def piece(self, name: str | None, kind: str) -> Piece | None:
+        key = self.links.get(name, {}).get(kind) if name else None
+        if key and key not in self.cache:
+            self.cache[key] = self.store.piece(key)
+        return self.cache.get(key)
+
+    def done(self, name: str | None, kind: str) -> Piece | None:
+        piece = self.piece(name, kind)
+        return piece if piece and piece.status == "done" else None
+
+    def arm(self, name: str) -> Arm:
+        planned, runtime, export = self.planned[name], self.done(name, "runtime"), self.done(name, "export")
+        names = {key: planned[key] for key in ("model", "recipe", "recipe_id", "target")}
+        column = {"runtime": planned["label"], "exporter": planned["label"]}
+        if runtime:
+            exporter = export.facts["artifact"]["exporter"] if export else runtime.facts["exporter"]
+            column = {"runtime": runtime.owner, "exporter": exporter if exporter == planned["label"] or export else planned["label"]}
+        found = Arm(name, **names, **column, **self.status(name), seconds=self.seconds(name))
+        return replace(found, **self.file_rows(name, export), **self.measurements(name, runtime)) if export else found
+
+    def status(self, name: str) -> dict[str, str]:
+        pieces = [self.piece(name, stage) for stage in STAGES]
+        bad = next((piece for piece in pieces if piece and piece.status != "done"), None)
+        if bad:
+            return {"status": bad.status, "cause": bad.cause, "trace": bad.trace}
+        return {"status": "done" if all(self.done(name, kind) for kind in PIECES) else "pending"}
+
+    def seconds(self, name: str) -> dict[str, float]:
+        """Own time of each piece; an export that several runtimes load is shared equally among their arms."""
+        pieces = {kind: self.piece(name, kind) for kind in PIECES}
+        found = {kind: piece.seconds for kind, piece in pieces.items() if piece}
+        if "export" in found:
+            found["export"] /= self.sharing[pieces["export"].key]
+        return found
+
+    def file_rows(self, name: str, export: Piece) -> dict[str, Any]:
+        artifact = export.facts["artifact"]
+        float32 = self.done(self.baselines.get(self.group(self.planned[name])), "export")
+        answers = self.done(name, "accuracy")
+        notes = (*export.facts["network_notes"], *artifact["notes"], *(accuracy.note(answers.arrays["answers"]) if answers else ()))
+        return {
+            "size": size.derive(export.facts, float32.facts["artifact"]["ledger"]["file_bytes"] if float32 else None),
+            "artifact": f"artifacts/{artifact['path']}",
+            "sha256": artifact["sha256"],
+            "tensors": size.tensor_rows(export.facts),
+            "operators": artifact["contents"]["operators"],
+            "notes": (*notes, *self.latency_notes(name)),
+        }
+
+    def latency_notes(self, name: str) -> tuple[str, ...]:
+        timed = self.done(name, "latency")
+        return () if timed is None or timed.facts["steady"] else ("its time was not steady within 2% when the warm-up reached its limit of 10 s",)
+
+    def measurements(self, name: str, runtime: Piece) -> dict[str, Any]:
+        baseline = self.baselines.get(self.group(self.planned[name]))
+        used, answers, timed = (self.done(name, kind) for kind in ("memory", "accuracy", "latency"))
+        found: dict[str, Any] = {}
+        if used:
+            found["memory"] = memory.derive(used.facts, runtime.facts)
+        if answers:
+            float32 = self.done(baseline, "accuracy") if baseline != name else None
+            truth = labels(self.store.folder / "data" / self.links[name]["data"])
+            found["accuracy"] = accuracy.derive(answers.arrays["answers"], float32.arrays["answers"] if float32 else None, truth)
+        if timed:
+            pair = self.store.piece(timed.facts["pair"])
+            found["latency"] = latency.derive(timed.facts, timed.arrays["blocks"], pair and pair.arrays, baseline == name, self.planned[name]["threads"])
+        return found
+
+
+def adjusted(arms: list[Arm]) -> tuple[Arm, ...]:
+    """The arms with McNemar's p adjusted over all recipes that are compared with the same float32 arm (Holm)."""
+    families: dict[tuple, dict[str, float]] = {}
+    for arm in arms:
+        if arm.accuracy and arm.accuracy.mcnemar_p is not None:
+            families.setdefault((arm.model, arm.exporter, arm.runtime, arm.target), {})[arm.id] = arm.accuracy.mcnemar_p
+    together = {name: p for family in families.values() for name, p in statistics.holm(family).items()}
+    return tuple(replace(arm, accuracy=replace(arm.accuracy, holm_p=together[arm.id])) if arm.id in together else arm for arm in arms)
+
+
+def protocol(settings: dict[str, Any]) -> dict[str, str]:
+    """How it was measured, in words with their numbers."""
+    timing, threads = settings["latency"], settings["threads"]
+    return {
+        "Latency": f"One fresh process per arm, batch 1, {threads} thread(s), pinned. All arms of a runtime are loaded and warmed up (at least 10 runs and "
+        f"{timing['warmup_seconds']:g} s, until the median of 5 runs stays within 2%), then timed in {timing['blocks']} blocks each of at least "
+        f"{timing['runs']} runs and {timing['seconds']:g} s, one arm at a time in a random order and its reverse, nothing else at work. Inputs are the same "
+        f"{latency.INPUTS} test samples for every arm; each block starts with one untimed run; Python's garbage collection is off. The time is the geometric "
+        "mean of the blocks' medians.",
+        "Speedup": "Geometric mean of the paired ratios of block medians, float32 on the same runtime over the arm, with a 95% interval from "
+        f"{statistics.RESAMPLES:,} bootstrap resamples of blocks, widened for few blocks (Hesterberg 2015). Faster or slower is said where the interval "
+        "excludes 1 and the effect is above 1%. The noise floor is the same ratio for float32 against itself.",
+        "Percentiles": "Order statistics with binomial intervals, only where the count carries them (LoadGen's rule: 44 runs for the 90th, 459 for the 99th).",
+        "Memory": f"Peak resident memory (VmHWM) of a fresh process that loads the artifact and runs {memory.RUNS} samples, less that of a process that only "
+        "imports the runtime. Compiled arms find their kernels in the compiler's cache, filled by the accuracy run.",
+        "Accuracy": f"The first {settings['samples']} test samples in the same order for every arm, one a run. Wilson interval; difference to float32 on the "
+        "same runtime by paired bootstrap and exact McNemar test (Holm's adjustment over the recipes of a runtime); smallest drop that the exact test would "
+        "have shown with 80% power.",
+        "Size": "The file as written; deflated at level 9; every tensor read back from the file.",
+    }

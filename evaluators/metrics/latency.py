@@ -1,0 +1,157 @@
+"""Latency: all arms of one runtime held alive in processes of their own, timed in interleaved blocks with nothing else at work."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluators import statistics, timing
+from evaluators.results import Estimate, Latency
+from evaluators.worker import Outcome, Worker
+
+INPUTS = 32  # test samples that every arm cycles through
+MOST_RUNS = 1000  # in one block
+AGAIN = "again"  # float32 a second time: the A/A arm
+
+
+@dataclass
+class Loaded:
+    """What a measuring process holds between calls."""
+
+    session: Any = None
+    inputs: Sequence[Mapping[str, np.ndarray]] = ()
+
+
+HELD = Loaded()
+
+
+def load(facts: dict[str, Any], folder: str, runtime: str, threads: int, data: str) -> dict[str, Any]:
+    """In the measuring process: the session loaded and its process pinned. `load_ms` includes importing the runtime."""
+    from evaluators.dataset import stored_samples
+    from evaluators.metrics import session
+
+    started = time.perf_counter()
+    artifact, HELD.session = session.load(facts, folder, runtime, threads)
+    load_ms = 1000 * (time.perf_counter() - started)
+    HELD.inputs = list(islice(stored_samples(Path(data), artifact.contents.inputs), INPUTS))
+    return {"load_ms": load_ms, "cores": timing.pin(threads)}
+
+
+def warm_up(seconds: float) -> dict[str, Any]:
+    found = timing.warm_up(HELD.session.run, HELD.inputs, seconds)
+    return {"first_ms": found.first_ns / 1e6, "warmup_runs": found.runs, "estimate_ns": found.estimate_ns, "steady": found.steady}
+
+
+def block(runs: int) -> np.ndarray:
+    return timing.timed_block(HELD.session.run, HELD.inputs, runs)
+
+
+@dataclass(eq=False)
+class Member:
+    """One arm of a group while it is measured."""
+
+    name: str
+    worker: Worker
+    limit: float
+    facts: dict[str, Any] = field(default_factory=dict)
+    blocks: list[np.ndarray] = field(default_factory=list)
+    seconds: float = 0.0
+    failure: Outcome | None = None
+
+    def ask(self, function: str, *arguments: Any) -> None:
+        if self.failure is None:
+            self.worker.ask(f"{__name__}:{function}", *arguments)
+
+    def answer(self) -> Any:
+        """The value, or None once the arm has failed; a failed arm is left out from then on."""
+        if self.failure is not None:
+            return None
+        outcome = self.worker.answer(self.limit)
+        self.seconds += outcome.seconds
+        if outcome.status != "done":
+            self.failure = outcome
+            self.worker.close()
+        return outcome.value
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        self.ask(function, *arguments)
+        return self.answer()
+
+
+def measure_group(
+    arms: Mapping[str, tuple], start: Callable[[], Worker], settings: Any, side_by_side: int, limit: float, tell: Callable[[str, str], None]
+) -> dict[str, Member]:
+    """Every arm by name, measured or failed. `arms` holds the arguments of `load`; `tell` hears of each stage."""
+    with ExitStack() as stack:
+        members = {}
+        for wave in batched(list(arms), side_by_side):  # processes load side by side; from then on one works at a time
+            for name in wave:
+                worker = start()
+                stack.callback(worker.close)
+                members[name] = Member(name, worker, limit)
+                tell(name, "loading")
+                members[name].ask("load", *arms[name])
+            for name in wave:
+                members[name].facts |= members[name].answer() or {}
+        for member in members.values():
+            tell(member.name, "warming up")
+            member.facts |= member.call("warm_up", settings.warmup_seconds) or {}
+        time_blocks(list(members.values()), settings, tell)
+    return members
+
+
+def batched(names: list[str], size: int) -> Iterator[list[str]]:
+    return (names[at : at + size] for at in range(0, len(names), size))
+
+
+def time_blocks(members: list[Member], settings: Any, tell: Callable[[str, str], None]) -> None:
+    for number, order in enumerate(rounds(len(members), settings.blocks)):
+        for index in order:
+            member = members[index]
+            if member.failure is None:
+                tell(member.name, f"timing {number + 1} of {settings.blocks}")
+                times = member.call("block", runs_per_block(member.facts["estimate_ns"], settings))
+                if times is not None:
+                    member.blocks.append(times)
+
+
+def rounds(arms: int, blocks: int) -> list[list[int]]:
+    """The order of every round: a random permutation, then its reverse, and so on, so that no arm keeps an earlier place (ABBA)."""
+    generator = np.random.default_rng(statistics.SEED)
+    found: list[list[int]] = []
+    while len(found) < blocks:
+        order = generator.permutation(arms).tolist()
+        found += [order, order[::-1]]
+    return found[:blocks]
+
+
+def runs_per_block(estimate_ns: int, settings: Any) -> int:
+    return min(max(settings.runs, math.ceil(settings.seconds * 1e9 / max(estimate_ns, 1))), MOST_RUNS)
+
+
+def derive(facts: dict[str, Any], blocks: np.ndarray, pair: Mapping[str, np.ndarray] | None, is_baseline: bool, threads: int) -> Latency:
+    """The row of one arm. `blocks` is int64 ns [blocks, runs]; `pair` holds those of the float32 arms that were timed beside it."""
+    medians = np.median(blocks, axis=1) / 1e6
+    base = np.median(pair["float32"], axis=1) / 1e6 if pair else None
+    speedup = statistics.ratio(base, medians) if pair and not is_baseline else None
+    again = pair.get(AGAIN) if pair else None
+    verdict = "baseline" if is_baseline else statistics.verdict(speedup) if speedup else "no baseline"
+    return Latency(
+        block_medians_ms=tuple(medians.tolist()),
+        count=int(blocks.size),
+        threads=threads,
+        median_ms=statistics.geometric_mean(medians),
+        percentiles_ms=statistics.percentiles(blocks.ravel() / 1e6),
+        load_ms=facts["load_ms"],
+        first_ms=facts["first_ms"],
+        warmup_runs=facts["warmup_runs"],
+        speedup=speedup if speedup else Estimate(1.0, 1.0, 1.0) if is_baseline else None,
+        verdict=verdict,
+        noise=statistics.ratio(base, np.median(again, axis=1) / 1e6) if again is not None else None,
+    )

@@ -1,0 +1,322 @@
+"""Runs the pieces of a study that are not there yet: exports and answers side by side on the cores, then latency alone."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compress import __version__
+from compress.errors import Refused
+from evaluators import progress as progresses
+from evaluators.dataset import is_whole
+from evaluators.derive import load_results
+from evaluators.environment import cores, cpu_flags, cpu_model, environment, versions
+from evaluators.latency_groups import latency_groups
+from evaluators.metrics import METRICS
+from evaluators.results import Results
+from evaluators.runtimes import RUNTIMES
+from evaluators.sources import fingerprint
+from evaluators.store import Claim, Piece, Store, identity, now
+from evaluators.study import Label, Planned, Study, matrix
+from evaluators.targets import TARGETS
+from evaluators.worker import Worker
+
+ARTIFACTS = "artifacts"
+
+
+class Stopped(Exception):
+    """Work that another thread's failure, or Ctrl-C, made pointless."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A label of the study with what its modules say of themselves; `piece` is a failure where they cannot be loaded."""
+
+    label: Label
+    runtime: str
+    exporter: str
+    suffix: str
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An arm whose artifact is there."""
+
+    arm: Planned
+    column: Column
+    export: Piece
+    data: Piece
+
+
+def run_study(study: Study, folder: Path, command: str, progress: progresses.Progress | None, export: str) -> Results:
+    arms = list(matrix(study, export))
+    with Claim(folder), Store(folder) as store:
+        run = Run(study, arms, store, progress or progresses.automatic(), export, command)
+        run.progress.begin(f"study {study.name}", [arm.id for arm in arms])
+        try:
+            run.everything()
+        finally:
+            run.finish()
+    return load_results(folder)
+
+
+class Run:
+    """One call of `compare`: what is shared by the threads that drive measuring processes."""
+
+    def __init__(self, study: Study, arms: list[Planned], store: Store, progress: progresses.Progress, export: str, command: str):
+        self.study, self.arms, self.store, self.progress, self.export, self.command = study, arms, store, progress, export, command
+        self.started, self.begun = time.perf_counter(), False
+        self.guard, self.stopping, self.workers = threading.Lock(), threading.Event(), set[Worker]()
+        self.ready: dict[str, Ready] = {}
+        store.keep_arms({arm.id: self.described(arm) for arm in arms})
+        for left in (store.folder / ARTIFACTS).glob(".*-*"):  # half-written files of a run that was killed
+            shutil.rmtree(left)
+
+    def described(self, arm: Planned) -> dict[str, Any]:
+        names = {"model": arm.model, "recipe": arm.recipe.name, "recipe_id": arm.recipe.id, "label": arm.label.name, "target": arm.target}
+        return names | {"baseline": not arm.recipe.steps, "threads": self.study.threads, "task": self.study.task}
+
+    @cached_property
+    def machine(self) -> str:
+        return identity(cpu_model(), cpu_flags(), cores())
+
+    # pieces
+
+    def piece(self, kind: str, key: str, owner: str, work: Callable[[], Any], facts: Callable[[Any], tuple[dict, dict]]) -> Piece:
+        """A piece that is there already, or that is worked out and kept now. `facts` turns a value into (facts, arrays)."""
+        return self.store.settled(key) or self.keep(kind, key, owner, work(), facts)
+
+    def keep(self, kind: str, key: str, owner: str, outcome: Any, facts: Callable[[Any], tuple[dict, dict]]) -> Piece:
+        if self.stopping.is_set():
+            raise Stopped
+        found = facts(outcome.value) if outcome.status == "done" else ({}, {})
+        piece = Piece(key, kind, owner, outcome.status, outcome.cause, outcome.trace, outcome.seconds, *found)
+        self.store.keep(piece)
+        return piece
+
+    def fresh(self, function: str, *arguments: Any, start: Callable[[int], Worker] = Worker) -> Any:
+        """The outcome of one call in a process of its own; its seconds include starting that."""
+        self.begin_work()
+        with self.worker(start) as worker:
+            return worker.call(function, *arguments, limit=self.study.limit_seconds)
+
+    @contextmanager
+    def worker(self, start: Callable[[int], Worker] = Worker):
+        """A process that Ctrl-C ends too."""
+        with start(self.study.threads) as worker:
+            with self.guard:
+                self.workers.add(worker)
+            try:
+                yield worker
+            finally:
+                with self.guard:
+                    self.workers.discard(worker)
+
+    def begin_work(self) -> None:
+        """Notes when and where, the first time that this run measures anything: one that finds everything done leaves no trace."""
+        with self.guard:
+            if self.begun:
+                return
+            self.begun = True
+        seen = environment()
+        for target in self.study.targets:
+            seen |= TARGETS.load(target).environment()
+        self.store.keep_facts(created=self.store.fact("created") or now(), environment=seen)
+
+    def finish(self) -> None:
+        self.progress.end()
+        if self.begun:
+            self.store.keep_facts(wall_seconds=self.store.fact("wall_seconds", 0.0) + time.perf_counter() - self.started)
+
+    # the order of work
+
+    def everything(self) -> None:
+        self.store.keep_facts(study=self.study.name, command=self.command, settings=self.study.model_dump(mode="json"))
+        slots = max(1, cores() // self.study.threads)
+        with self.pool(slots) as pool:
+            columns = {label.name: pool.submit(self.column, label) for label in {arm.label for arm in self.arms}}
+            data = {model: pool.submit(self.data, model) for model in self.study.models}
+            finish(columns.values())
+            lanes = self.lanes({name: future.result() for name, future in columns.items()})
+            measured: list[Future] = []
+            exporting = [pool.submit(self.export_lane, *lane, data[lane[0]], measured, pool) for lane in lanes]
+            finish(exporting)
+            finish(measured)
+        latency_groups(self)
+
+    @contextmanager
+    def pool(self, slots: int):
+        """Threads that drive processes. After a failure, or Ctrl-C, the processes are ended and nothing more is kept."""
+        pool = ThreadPoolExecutor(slots)
+        try:
+            yield pool
+        except BaseException:
+            self.stopping.set()
+            with self.guard:
+                for worker in self.workers:
+                    worker.process.kill()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def column(self, label: Label) -> Column:
+        runtime, exporter = label.runtime, label.exporter
+        if runtime is None:
+            key = identity("exporter", exporter, self.export, versions(), __version__)
+            call = "evaluators.artifacts:exporter_facts", self.export, exporter
+            piece = self.piece("exporter", key, label.name, lambda: self.fresh(*call), lambda value: (value, {}))
+            if piece.status != "done":
+                return Column(label, "", exporter, "", piece)
+            runtime = piece.facts["runtime"]
+        key = identity("runtime", runtime, self.runtime_versions(runtime), self.study.threads, self.machine)
+        call = "evaluators.metrics.memory:baseline", runtime
+        piece = self.piece("runtime", key, runtime, lambda: self.fresh(*call), lambda value: (value, {}))
+        return Column(label, runtime, exporter or piece.facts.get("exporter", ""), piece.facts.get("suffix", ""), piece)
+
+    def runtime_versions(self, runtime: str) -> dict[str, str]:
+        return versions(RUNTIMES.entries[runtime].extra or "") | {"compresskit": __version__}
+
+    def data(self, model: str) -> Piece:
+        reference = self.study.data(model)[1]
+        key = identity("data", fingerprint(reference, self.study.folder), self.study.samples)
+        place = self.store.folder / "data" / key
+        piece = self.store.settled(key)
+        if piece and piece.status == "done" and is_whole(place, piece.facts["files"]):
+            return piece
+        outcome = self.fresh("evaluators.dataset:prepare", reference, str(self.study.folder), self.study.samples, str(place))
+        return self.keep("data", key, reference, outcome, lambda value: (value, {}))
+
+    def data_folder(self, data: Piece) -> str:
+        return str(self.store.folder / "data" / data.key)
+
+    def lanes(self, columns: dict[str, Column]) -> list[tuple[str, str, dict[str, list[tuple[Planned, Column]]]]]:
+        """(model, exporter, arms by recipe): one process opens the model once and exports recipe after recipe."""
+        found: dict[tuple[str, str], dict[str, list[tuple[Planned, Column]]]] = {}
+        for arm in self.arms:
+            column = columns[arm.label.name]
+            self.store.link(arm.id, "runtime", column.piece.key)
+            if column.piece.status == "done" and self.possible(arm, column):
+                found.setdefault((arm.model, column.exporter), {}).setdefault(arm.recipe.name, []).append((arm, column))
+            elif column.piece.status != "done":
+                self.progress.stage(arm.id, column.piece.status, column.piece.cause)
+        return [(model, exporter, recipes) for (model, exporter), recipes in found.items()]
+
+    def possible(self, arm: Planned, column: Column) -> bool:
+        try:
+            TARGETS.load(arm.target).refuse(column.runtime, self.study.threads)
+        except Refused as error:
+            piece = Piece(identity("target", arm.id, str(error)), "target", arm.id, "refused", str(error))
+            self.store.keep(piece)
+            self.close(arm, "target", piece)
+            return False
+        return True
+
+    def close(self, arm: Planned, kind: str, piece: Piece) -> None:
+        self.store.link(arm.id, kind, piece.key)
+        if piece.status != "done":
+            self.progress.stage(arm.id, piece.status, piece.cause)
+
+    # exports
+
+    def export_lane(
+        self, model: str, exporter: str, recipes: dict[str, list[tuple[Planned, Column]]], data: Future, measured: list[Future], pool: ThreadPoolExecutor
+    ) -> None:
+        """Exports one model with one exporter, recipe after recipe, and hands every artifact on at once."""
+        with Lane(self) as lane:
+            for arms in recipes.values():
+                piece = self.exported(lane, exporter, arms)
+                for arm, column in arms:
+                    self.close(arm, "export", piece)
+                    if piece.status == "done":
+                        self.progress.stage(arm.id, "exported")
+                        measured.append(pool.submit(self.measure_arm, Ready(arm, column, piece, data.result())))
+
+    def exported(self, lane: "Lane", exporter: str, arms: list[tuple[Planned, Column]]) -> Piece:
+        arm, column = arms[0]
+        reference, (calibration, _) = self.study.models[arm.model].open, self.study.data(arm.model)
+        made_of = fingerprint(reference, self.study.folder), fingerprint(calibration, self.study.folder)
+        name = f"{arm.model}.{arm.recipe.name}.{exporter}{column.suffix}"
+        key = identity("export", made_of, name, arm.recipe.id, exporter, self.export, versions(), __version__)
+        piece = self.store.settled(key)
+        if piece and (piece.status != "done" or self.is_there(name, piece)):
+            return piece
+        for one, _ in arms:
+            self.progress.stage(one.id, "exporting")
+        self.begin_work()
+        self.store.keep_facts(**{f"artifact {name}": ""})
+        recipe, folder = arm.recipe.to_yaml(), str(self.study.folder)
+        call = reference, calibration, folder, recipe, exporter, str(self.store.folder / ARTIFACTS), name, self.export
+        outcome = lane.call("evaluators.artifacts:export_recipe", *call)
+        self.store.keep_facts(**{f"artifact {name}": key})
+        return self.keep("export", key, f"{arm.model}/{arm.recipe.name}/{exporter}", outcome, lambda value: (value, {}))
+
+    def is_there(self, name: str, piece: Piece) -> bool:
+        """Whether the file in the folder is the one that this piece wrote: another export under the same name may have replaced it."""
+        path = self.store.folder / ARTIFACTS / name
+        return path.is_file() and self.store.fact(f"artifact {name}") == piece.key and path.stat().st_size == piece.facts["artifact"]["ledger"]["file_bytes"]
+
+    # accuracy and memory
+
+    def measure_arm(self, ready: Ready) -> None:
+        arm = ready.arm
+        self.close(arm, "data", ready.data)
+        if ready.data.status != "done":
+            return
+        for kind in METRICS:
+            piece = self.store.settled(self.metric_key(kind, ready)) or self.measured(kind, ready)
+            self.close(arm, kind, piece)
+            if piece.status != "done":
+                return
+        self.progress.stage(arm.id, "waiting for its timing")
+        self.ready[arm.id] = ready
+
+    def metric_key(self, kind: str, ready: Ready) -> str:
+        return identity(kind, *self.setting(ready))
+
+    def setting(self, ready: Ready) -> tuple:
+        """What every measurement of an arm depends on."""
+        runtime = ready.column.runtime
+        return ready.export.facts["artifact"]["sha256"], runtime, self.runtime_versions(runtime), ready.data.key, self.study.threads, self.machine
+
+    def measured(self, kind: str, ready: Ready) -> Piece:
+        self.progress.stage(ready.arm.id, kind)
+        start = TARGETS.load(ready.arm.target).start
+        outcome = self.fresh(f"{METRICS.entries[kind].module}:measure", *self.arguments(ready), start=start)
+        return self.keep(kind, self.metric_key(kind, ready), ready.arm.id, outcome, lambda value: value)
+
+    def arguments(self, ready: Ready) -> tuple:
+        """What `measure` and `load` in a measuring process take."""
+        folder = str(self.store.folder / ARTIFACTS)
+        return ready.export.facts["artifact"], folder, ready.column.runtime, self.study.threads, self.data_folder(ready.data)
+
+
+class Lane:
+    """The process that exports one model with one exporter; a new one goes on where it died."""
+
+    def __init__(self, run: Run):
+        self.run, self.stack, self.process = run, ExitStack(), None
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        if self.process is None or not self.process.alive:
+            self.stack.close()
+            self.process = self.stack.enter_context(self.run.worker())
+        return self.process.call(function, *arguments, limit=self.run.study.limit_seconds)
+
+    def __enter__(self) -> "Lane":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+
+def finish(futures: Iterable[Future]) -> None:
+    """Waits for all of them and raises what the first of them raised."""
+    for future in wait(list(futures), return_when="FIRST_EXCEPTION").done:
+        future.result()

@@ -1,0 +1,110 @@
+"""Estimates with their uncertainty, derived from raw samples."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from evaluators.results import Estimate
+
+RESAMPLES = 10_000
+SEED = 20260101
+CONFIDENCE = 0.95
+PERCENTILES = (0.9, 0.95, 0.99, 0.999)
+
+
+def wilson(correct: int, count: int) -> Estimate:
+    """A proportion with its 95% interval (Wilson 1927)."""
+    found = stats.binomtest(correct, count).proportion_ci(CONFIDENCE, "wilson")
+    return Estimate(correct / count, float(found.low), float(found.high))
+
+
+def mcnemar(worse: int, better: int) -> float:
+    """Exact two-sided p of as uneven a split of the changed answers, were both directions equally likely (McNemar 1947)."""
+    return float(stats.binomtest(worse, worse + better).pvalue) if worse + better else 1.0
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values of several comparisons with one baseline, adjusted so that all hold together (Holm 1979)."""
+    adjusted, running = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = running
+    return adjusted
+
+
+def accuracy_difference(worse: int, better: int, count: int) -> Estimate:
+    """(better - worse) / count with its paired bootstrap interval. Samples have three outcomes, so resampling them is a multinomial draw."""
+    shares = np.array([worse, better, count - worse - better]) / count
+    drawn = np.random.default_rng(SEED).multinomial(count, shares, RESAMPLES)
+    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / count, [0.025, 0.975])
+    return Estimate((better - worse) / count, float(low), float(high))
+
+
+def smallest_drop(count: int, changed: float, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest drop in accuracy that the exact McNemar test would have shown with 80% power on `count` samples.
+
+    changed  share of samples whose correctness changed. A drop d needs at least d of them: their number m is Binomial(count, max(changed, d)),
+             and each of them got worse with probability (1 + d / max(changed, d)) / 2. Power is the sum over m of P(m) P(test rejects | m).
+    1.0 where no drop could be shown.
+    """
+    low, high = 0, count
+    if detection(count, 1.0, changed, alpha) < power:
+        return 1.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if detection(count, middle / count, changed, alpha) >= power else (middle, high)
+    return high / count
+
+
+def detection(count: int, drop: float, changed: float, alpha: float) -> float:
+    share = max(changed, drop)
+    m = np.arange(count + 1)
+    enough = stats.binom.isf(alpha / 2, m, 0.5) + 1  # fewest worse answers of m that the test rejects for
+    return float((stats.binom.pmf(m, count, share) * stats.binom.sf(enough - 1, m, (1 + drop / share) / 2)).sum())
+
+
+def expanded_tail(blocks: int) -> float:
+    """Tail probability of a bootstrap quantile that covers 95% with few blocks (Hesterberg 2015, "expanded percentile interval").
+
+    Plain quantiles are too narrow by sqrt((n - 1) / n) and by the normal's tails standing in for Student's.
+    """
+    return float(stats.norm.sf(np.sqrt(blocks / (blocks - 1)) * stats.t.isf((1 - CONFIDENCE) / 2, blocks - 1)))
+
+
+def geometric_mean(values: Sequence[float]) -> Estimate:
+    """Geometric mean of positive values, one a block, with the bootstrap interval over blocks."""
+    logs = np.log(np.asarray(values, float))
+    drawn = np.random.default_rng(SEED).integers(0, len(logs), (RESAMPLES, len(logs)))
+    tail = expanded_tail(len(logs))
+    low, high = np.quantile(logs[drawn].mean(1), [tail, 1 - tail])
+    return Estimate(float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high)))
+
+
+def ratio(baseline: Sequence[float], other: Sequence[float]) -> Estimate:
+    """How many times faster `other` is: geometric mean of the paired ratios of block medians, with the bootstrap interval over blocks."""
+    return geometric_mean(np.asarray(baseline, float) / np.asarray(other, float))
+
+
+def verdict(speedup: Estimate, least: float = 0.01) -> str:
+    """faster or slower only where the interval excludes 1 and the effect is above 1%."""
+    if speedup.low > 1 and speedup.value > 1 + least:
+        return "faster"
+    if speedup.high < 1 and speedup.value < 1 / (1 + least):
+        return "slower"
+    return "no difference shown"
+
+
+def percentiles(samples: np.ndarray) -> dict[str, Estimate]:
+    """Order statistics with their binomial intervals, only where the count carries them.
+
+    The rule is LoadGen's: percentile q needs n with q^n <= 1%, 44 samples for the 90th, 90 for the 95th, 459 for the 99th.
+    """
+    ordered, found = np.sort(samples), {}
+    count = len(ordered)
+    for q in PERCENTILES:
+        if q**count <= 0.01:
+            low, high = (int(rank) for rank in stats.binom.ppf([0.025, 0.975], count, q))
+            ranks = int(np.ceil(q * count)), max(low, 1), min(high + 1, count)
+            found[f"p{100 * q:g}"] = Estimate(*(float(ordered[rank - 1]) for rank in ranks))
+    return found

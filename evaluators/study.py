@@ -1,0 +1,210 @@
+"""A study: models x recipes x runtimes x targets, as a document."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from compress.errors import RecipeError
+from compress.recipe import Recipe, parse_document
+from compress.registry import suggest
+from evaluators.artifacts import EXPORT
+from evaluators.progress import Progress
+from evaluators.results import Results
+from evaluators.runtimes import RUNTIMES
+from evaluators.sources import check
+from evaluators.targets import TARGETS
+
+ENOUGH = 44  # timed runs that carry a 90th percentile (LoadGen's rule)
+
+
+class Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LatencySettings(Document):
+    """How long to measure. An arm gets `blocks` blocks of at least `runs` runs and `seconds` each, after a warm-up until steady."""
+
+    blocks: int = Field(6, ge=5)
+    runs: int = Field(8, ge=1)
+    seconds: float = Field(0.25, ge=0)
+    warmup_seconds: float = Field(0.5, ge=0)
+
+    @model_validator(mode="after")
+    def enough(self) -> "LatencySettings":
+        if self.blocks * self.runs < ENOUGH:
+            raise ValueError(f"blocks x runs = {self.blocks * self.runs}: at least {ENOUGH} timed runs are needed for a 90th percentile")
+        return self
+
+
+class Model(Document):
+    """Where a model comes from, with its own data where the study's does not fit it."""
+
+    open: str
+    calibration: str | None = None
+    test: str | None = None
+
+
+def from_name(value: object) -> object:
+    return {"open": value} if isinstance(value, str) else value
+
+
+class Study(Document):
+    """What to compare. Names of files are relative to the study's own file.
+
+    models       `file.py:function`, `package.module:function` or a model file, by name
+    calibration  a function returning inputs or (inputs, labels), or an .npy or .npz file
+    test         a function returning (inputs, labels); called with limit=samples
+    recipes      built-in names or .yaml files
+    runtimes     names of runtimes, or of exporters, whose files then run where they belong
+    """
+
+    name: str
+    models: dict[str, Annotated[Model, BeforeValidator(from_name)]] = Field(min_length=1)
+    calibration: str | None = None
+    test: str | None = None
+    samples: int = Field(600, ge=1)
+    recipes: tuple[str, ...] = Field(min_length=1)
+    runtimes: tuple[str, ...] = Field(min_length=1)
+    targets: tuple[str, ...] = Field(("cpu",), min_length=1)
+    threads: int = Field(1, ge=1)
+    task: Literal["classification"] = "classification"
+    latency: LatencySettings = LatencySettings()
+    limit_seconds: float = Field(900, gt=0)  # for one piece of an arm; what takes longer is ended and has failed
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @field_validator("models")
+    @classmethod
+    def plain(cls, value: dict[str, Model]) -> dict[str, Model]:
+        for name in value:
+            if not name or any(c in name for c in "/\\ \n"):
+                raise ValueError(f"{name!r}: a model's name is one word without spaces or slashes")
+        return value
+
+    @field_validator("recipes", "runtimes", "targets")
+    @classmethod
+    def different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = {name for name in value if value.count(name) > 1}
+        if twice:
+            raise ValueError(f"{', '.join(sorted(twice))}: named twice")
+        return value
+
+    @model_validator(mode="after")
+    def tested(self) -> "Study":
+        untested = [name for name, model in self.models.items() if not (model.test or self.test)]
+        if untested:
+            raise ValueError(f"test: the model(s) {', '.join(untested)} have no test data")
+        return self
+
+    @classmethod
+    def load(cls, study: "str | os.PathLike | Study") -> "Study":
+        """A study from a YAML file, or itself, with every name in it looked up. RecipeError, InputError and UnknownName say which is wrong."""
+        if not isinstance(study, Study):
+            path = Path(study)
+            try:
+                text = path.read_text(encoding="utf-8")
+            except OSError as error:
+                raise RecipeError(f"study {str(study)!r} cannot be read: {error.strerror}") from error
+            study = parse_document(cls, text, str(study))
+            study._folder = path.parent
+        study.look_up()
+        return study
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    def look_up(self) -> None:
+        """Checks every reference, recipe, runtime and target without running any of their code."""
+        for model in self.models.values():
+            for reference in (model.open, model.calibration or self.calibration, model.test or self.test):
+                if reference is not None:
+                    check(reference, self.folder)
+        names = [recipe.name for recipe in self.loaded_recipes()]
+        if len(set(names)) < len(names):
+            raise RecipeError(f"recipes: two of them have the same name: {', '.join(names)}")
+        for target in self.targets:
+            TARGETS.name(target)
+
+    def loaded_recipes(self) -> list[Recipe]:
+        return [Recipe.load(self.folder / name if name.endswith((".yaml", ".yml")) else name) for name in self.recipes]
+
+    def data(self, model: str) -> tuple[str | None, str]:
+        """References to a model's calibration and test data."""
+        own = self.models[model]
+        return own.calibration or self.calibration, own.test or self.test
+
+
+@dataclass(frozen=True)
+class Label:
+    """A column of the study: what its user called it, and what that means."""
+
+    name: str
+    runtime: str | None  # None: the runtime of the exporter
+    exporter: str | None  # None: the exporter of the runtime
+
+
+def labels(study: Study, export: str) -> dict[str, Label]:
+    """Runtimes and exporters that a study names, in their registered spelling. UnknownName for anything else."""
+    exporters = import_module(export.partition(":")[0]).EXPORTERS if any(name not in RUNTIMES for name in study.runtimes) else {}
+    found = {}
+    for name in study.runtimes:
+        if name in RUNTIMES:
+            label = Label(RUNTIMES.name(name), RUNTIMES.name(name), None)
+        elif name in exporters:
+            label = Label(exporters.name(name), None, exporters.name(name))
+        else:
+            known = [*RUNTIMES, *exporters]
+            raise RecipeError(f"runtimes: no runtime or exporter {name!r}; {suggest(name, known)}known: {', '.join(dict.fromkeys(known))}")
+        if label.name in found:
+            raise RecipeError(f"runtimes: {name!r} is {label.name!r}, which is there already")
+        found[label.name] = label
+    return found
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An arm before any work."""
+
+    model: str
+    recipe: Recipe
+    label: Label
+    target: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.model}/{self.recipe.name}/{self.label.name}/{self.target}"
+
+
+def matrix(study: Study, export: str = EXPORT) -> Iterator[Planned]:
+    """Every arm of a study: models x runtimes x targets x recipes."""
+    recipes, columns = study.loaded_recipes(), labels(study, export)
+    for model in study.models:
+        for label in columns.values():
+            for target in study.targets:
+                for recipe in recipes:
+                    yield Planned(model, recipe, label, target)
+
+
+def compare(study: str | os.PathLike | Study, out: str | os.PathLike, progress: Progress | None = None, export: str = EXPORT) -> Results:
+    """Runs every arm of a study that `out`/study.sqlite does not hold yet, and returns what is known then.
+
+    progress  hears of every stage; None shows it on a terminal and writes a line for each event elsewhere
+    export    `module:function` that writes artifacts, and whose module has the registry EXPORTERS
+
+    RecipeError, InputError and UnknownName for a study that cannot mean anything. Whatever goes wrong in an arm is a row of the results.
+    """
+    from evaluators.scheduling import run_study
+
+    return run_study(Study.load(study), Path(out), command(study, out), progress, export)
+
+
+def command(study: str | os.PathLike | Study, out: str | os.PathLike) -> str:
+    """What to type to get this again, without absolute paths."""
+    source, folder = ("STUDY.yaml" if isinstance(study, Study) else Path(study)), Path(out)
+    names = [path.name if isinstance(path, Path) and path.is_absolute() else path for path in (source, folder)]
+    return f"compresskit compare {names[0]} --out {names[1]}"

@@ -1,0 +1,69 @@
+"""The clock loops that run inside a measuring process."""
+
+import gc
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+WINDOW = 5  # runs whose medians are compared for stability
+STABLE = 0.02  # relative change between two windows that counts as steady
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    first_ns: int
+    runs: int  # untimed runs, the first included
+    estimate_ns: int  # median of the last runs
+    steady: bool  # False where the time limit ended it
+
+
+def warm_up(run: Callable[[Any], Any], inputs: Sequence[Any], seconds: float, limit: float = 10.0) -> WarmUp:
+    """Runs at least 10 times and `seconds`, until the median of 5 runs lies within 2% of the 5 before; `limit` seconds at most."""
+    times: list[int] = []
+    started = time.perf_counter()
+    while True:
+        begin = time.perf_counter_ns()
+        run(inputs[len(times) % len(inputs)])
+        times.append(time.perf_counter_ns() - begin)
+        spent = time.perf_counter() - started
+        steady = len(times) >= 2 * WINDOW and spent >= seconds and within(times)
+        if steady or (spent > limit and len(times) >= WINDOW):
+            return WarmUp(times[0], len(times), int(median(times[-WINDOW:])), steady)
+
+
+def within(times: list[int]) -> bool:
+    last, before = median(times[-WINDOW:]), median(times[-2 * WINDOW : -WINDOW])
+    return abs(last - before) <= STABLE * before
+
+
+def timed_block(run: Callable[[Any], Any], inputs: Sequence[Any], runs: int) -> np.ndarray:
+    """int64 nanoseconds of `runs` runs, after one untimed run that brings the model back into the caches. Every block starts with the same input."""
+    clock, times = time.perf_counter_ns, np.empty(runs, np.int64)
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        run(inputs[0])
+        for index in range(runs):
+            batch = inputs[index % len(inputs)]
+            begin = clock()
+            run(batch)
+            times[index] = clock() - begin
+    finally:
+        if collecting:
+            gc.enable()
+    return times
+
+
+def pin(threads: int) -> list[int]:
+    """The cores on which all threads of this process stay from now on: the last `threads` of those allowed. Core 0 serves most interrupts."""
+    allowed = sorted(os.sched_getaffinity(0))
+    chosen = allowed[-threads:]
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), chosen)
+    return chosen

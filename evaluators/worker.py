@@ -1,0 +1,152 @@
+"""A fresh Python process that runs one call after another. If it dies or hangs, one call has failed and nothing else."""
+
+import ctypes
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, replace
+from importlib import import_module
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+from compress.errors import CompressError, RecipeError, Refused
+
+LOG_BYTES = 4000  # of a dead process's own output, kept as its trace
+PARENT_DEATH = 1  # prctl's PR_SET_PDEATHSIG
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+    "TORCHINDUCTOR_COMPILE_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one call: a value, or why there is none. `seconds` runs from asking to answer."""
+
+    status: Literal["done", "refused", "failed"]
+    value: Any = None
+    cause: str = ""
+    trace: str = ""
+    seconds: float = 0.0
+
+
+class Worker:
+    """One process with `threads` threads in every numeric library. To be closed; it dies with the thread that started it."""
+
+    def __init__(self, threads: int):
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  close() closes it
+        self.pipe, theirs = Pipe()
+        search = os.pathsep.join(os.path.abspath(folder or ".") for folder in sys.path)
+        fixed = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONPATH": search, "PYTHONHASHSEED": "0"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", f"from evaluators.worker import main; main({theirs.fileno()}, {os.getpid()})"],
+            env=os.environ | fixed,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+        )
+        theirs.close()
+        self.asked = 0.0
+
+    def call(self, function: str, *arguments: Any, limit: float) -> Outcome:
+        """The outcome of `module:function(*arguments)`, run over there within `limit` seconds."""
+        self.ask(function, *arguments)
+        return self.answer(limit)
+
+    def ask(self, function: str, *arguments: Any) -> None:
+        """Starts a call and returns at once; `answer` must follow."""
+        self.asked = time.perf_counter()
+        try:
+            self.pipe.send((function, arguments))
+        except OSError:  # it is dead already: answer says so, with its exit code
+            return
+
+    def answer(self, limit: float) -> Outcome:
+        """The outcome of the call that was asked. After a crash or the time limit the process is gone."""
+        try:
+            found = self.pipe.recv() if self.pipe.poll(limit) else self.too_late(limit)
+        except (EOFError, OSError):
+            found = self.died()
+        return replace(found, seconds=time.perf_counter() - self.asked)
+
+    def too_late(self, limit: float) -> Outcome:
+        self.process.kill()
+        self.process.wait()
+        return Outcome("failed", cause=f"no answer within {limit:g} seconds: the process was ended", trace=self.last_output())
+
+    def died(self) -> Outcome:
+        code = self.process.wait()
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = ", which is what happens when memory runs out" if name == "SIGKILL" else ""
+            return Outcome("failed", cause=f"the process crashed with {name}{hint}", trace=self.last_output())
+        return Outcome("failed", cause=f"the process ended by itself with exit code {code}", trace=self.last_output())
+
+    def last_output(self) -> str:
+        size = self.log.seek(0, os.SEEK_END)
+        self.log.seek(max(0, size - LOG_BYTES))
+        return self.log.read().decode(errors="replace")
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        """Ends the process at once: nothing that it holds is worth a goodbye."""
+        self.process.kill()
+        self.process.wait()
+        self.pipe.close()
+        self.log.close()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def resolve(function: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = function.partition(":")
+    return getattr(import_module(module), name)
+
+
+def attempt(function: str, arguments: tuple) -> Outcome:
+    try:
+        return Outcome("done", resolve(function)(*arguments))
+    except (Exception, SystemExit) as error:
+        refused = isinstance(error, Refused | RecipeError)
+        cause = str(error) if isinstance(error, CompressError) else traceback.format_exception_only(error)[-1].strip()
+        return Outcome("refused" if refused else "failed", cause=cause, trace=traceback.format_exc())
+
+
+def serve(connection: Connection) -> None:
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:
+            return
+        connection.send(attempt(function, arguments))
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Runs in the new process. Ctrl-C is the parent's to handle; when the parent dies, so does this."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    faulthandler.enable()
+    serve(Connection(descriptor))
