@@ -59,10 +59,10 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that `compare` 
 
 
 def show_report(results, folder: Path) -> None:
-    import evaluators
+    from evaluators.report import write_reports
     from evaluators.report.terminal import print_table
 
-    written = evaluators.report(folder)
+    written = write_reports(results, folder)
     print_table(results, console)
     console.print(f"Report: {escape(str(written['html']))}", soft_wrap=True, highlight=False)
 

@@ -348,9 +348,8 @@ def test_anchors_are_unique_for_ids_that_differ_only_in_signs(study):
 # Files
 
 
-def test_report_writes_every_file_and_links_them(study, tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluators.results.load_results", lambda folder: study, raising=False)
-    written = package.report(tmp_path)
+def test_report_writes_every_file_and_links_them(study, tmp_path):
+    written = package.write_reports(study, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"report.html", "report.md", "results.json", "results.csv", "charts"}
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     for image in (tmp_path / "charts").iterdir():

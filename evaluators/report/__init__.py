@@ -6,13 +6,6 @@ from pathlib import Path
 from evaluators.results import Results
 
 
-def report(folder: str | os.PathLike) -> dict[str, Path]:
-    """Writes every report of the study in `folder` beside its study.sqlite; the paths by kind. OSError where it cannot be written."""
-    from evaluators.results import load_results
-
-    return write_reports(load_results(folder), folder)
-
-
 def write_reports(results: Results, folder: str | os.PathLike) -> dict[str, Path]:
     """report.html, report.md, results.json, results.csv and charts/*.svg in `folder`; the paths by kind. Each file appears whole or not at all."""
     from evaluators.report import charts, files, html, markdown, rows
