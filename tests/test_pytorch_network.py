@@ -42,7 +42,8 @@ class Convolutional(nn.Module):
 
 
 class Unfoldable(nn.Module):
-    """Norms before any layer, behind a layer that others read too, running twice, over another axis than the layer's outputs, behind a tied layer."""
+    """Norms before any layer, behind a layer that others read too, running twice, over another axis than the layer's outputs,
+    behind a tied layer, and under two names."""
 
     def __init__(self):
         super().__init__()
@@ -51,9 +52,12 @@ class Unfoldable(nn.Module):
         self.rows, self.axis_norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
         self.tied, self.tied_norm, self.other = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
         self.other.weight = self.tied.weight
+        self.aliased, self.alias_norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.alias = nn.ModuleList([self.alias_norm])
 
     def forward(self, x):
         y = self.read_twice(self.before(x + self.other(self.tied_norm(self.tied(x)))))
+        y = self.alias[0](self.aliased(y))
         y = self.twice_norm(self.last(self.twice_norm(y + self.beside_norm(y))))
         return self.axis_norm(self.rows(torch.stack([y, y * 2, -y, y + 1], 1)))
 
@@ -306,8 +310,8 @@ def test_folding_leaves_no_norm_and_says_so():
 def test_what_cannot_be_folded_is_named():
     network = open_model(randomized(Unfoldable()), batch((4,)))
     (note,) = network.notes
-    assert all(name in note for name in ("before", "beside_norm", "twice_norm", "axis_norm", "tied_norm"))
-    assert sum(weight.kind == "norm" for weight in network.weights().values()) == 15  # gamma, mean and variance of each
+    assert all(name in note for name in ("before", "beside_norm", "twice_norm", "axis_norm", "tied_norm", "alias_norm"))
+    assert sum(weight.kind == "norm" for weight in network.weights().values()) == 18  # gamma, mean and variance of each
 
 
 def test_code_that_looks_at_values_keeps_its_norms_and_says_so():
