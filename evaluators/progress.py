@@ -11,15 +11,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-COLOURS = {"done": "green", "refused": "yellow", "failed": "red", "waiting": "dim", "kept": "green"}
-FINAL = ("done", "refused", "failed", "kept")
+COLOURS = {"done": "green", "refused": "yellow", "failed": "red", "waiting": "dim"}
+FINAL = ("done", "refused", "failed")
+QUIET = ("exported", "ready")  # stages in which nothing happens: no line in a log
 
 
 class Progress(Protocol):
     def begin(self, title: str, arms: Sequence[str]) -> None: ...
 
     def stage(self, arm: str, stage: str, detail: str = "") -> None:
-        """An arm has entered a stage: waiting, exporting, accuracy, timing 2 of 6, ..., and in the end done, refused or failed."""
+        """An arm has entered a stage: exporting, exported, accuracy, memory, ready, loading, timing 2 of 6, and in the end done, refused or failed."""
         ...
 
     def say(self, text: str) -> None:
@@ -44,7 +45,7 @@ class TextProgress:
         self.say(f"{title}: {len(arms)} arms")
 
     def stage(self, arm: str, stage: str, detail: str = "") -> None:
-        if not stage.startswith("timing") or stage.startswith("timing 1 "):
+        if stage not in QUIET and (not stage.startswith("timing") or stage.startswith("timing 1 ")):
             self.say(f"{arm}: {stage}{f': {first_line(detail)}' if detail else ''}")
 
     def say(self, text: str) -> None:
@@ -106,7 +107,7 @@ def fitting(stages: Mapping[str, tuple[str, str]], height: int) -> list[tuple[st
 
     def rank(arm: str) -> int:
         stage = stages[arm][0]
-        return 2 if stage in ("done", "kept") else 3 if stage == "waiting" else 1 if stage in FINAL else 0
+        return 2 if stage == "done" else 3 if stage == "waiting" else 1 if stage in FINAL else 0
 
     shown = set(sorted(stages, key=rank)[: max(height, 3)])
     return [(arm, stage) for arm, stage in stages.items() if arm in shown]

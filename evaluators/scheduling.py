@@ -274,7 +274,7 @@ class Run:
             self.close(arm, kind, piece)
             if piece.status != "done":
                 return
-        self.progress.stage(arm.id, "waiting for its timing")
+        self.progress.stage(arm.id, "ready")
         self.ready[arm.id] = ready
 
     def metric_key(self, kind: str, ready: Ready) -> str:

@@ -60,10 +60,8 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.guard = folder, threading.Lock()
         self.database = sqlite3.connect(folder / FILE, check_same_thread=False, isolation_level=None)
-        self.database.execute("PRAGMA journal_mode=WAL")
-        self.database.execute("PRAGMA synchronous=NORMAL")
         try:
-            self.database.executescript(SCHEMA)
+            self.database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {SCHEMA}")
         except sqlite3.DatabaseError as error:
             raise InputError(f"{folder / FILE} is not a study's file: {error}") from error
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from compress.errors import InputError
-from evaluators import statistics
 from evaluators.dataset import stored_samples
 from evaluators.metrics.session import load
 from evaluators.results import Accuracy
@@ -36,6 +35,8 @@ def answers(logits: np.ndarray) -> np.ndarray:
 
 def derive(answers: np.ndarray, float32: np.ndarray | None, labels: np.ndarray) -> Accuracy:
     """Accuracy and, where the float32 arm of the same runtime has answers, what changed against it."""
+    from evaluators import statistics  # SciPy takes a second to import, which a measuring process need not spend
+
     right = answers == labels
     correct, count = int(right.sum()), len(labels)
     value = statistics.wilson(correct, count)

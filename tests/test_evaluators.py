@@ -1,0 +1,337 @@
+"""The parts of a study that need no model: statistics with known values, clocks, the store, processes, references."""
+
+import os
+import signal
+import sqlite3
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from evaluators import dataset, sources, statistics, timing
+from evaluators.environment import environment
+from evaluators.metrics import accuracy, latency
+from evaluators.results import Estimate
+from evaluators.store import Claim, Piece, Store, identity
+from evaluators.worker import THREAD_VARIABLES, Worker
+
+# Statistics
+
+
+def test_wilson_equals_published_values():
+    # Newcombe 1998, table I, method 3: 81 of 263 and 0 of 20
+    assert rounded(statistics.wilson(81, 263)) == (0.3080, 0.2553, 0.3662)
+    assert rounded(statistics.wilson(0, 20)) == (0.0, 0.0, 0.1611)
+
+
+def rounded(estimate: Estimate) -> tuple:
+    return tuple(round(value, 4) for value in (estimate.value, estimate.low, estimate.high))
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    assert statistics.mcnemar(0, 0) == 1.0
+    assert statistics.mcnemar(5, 0) == pytest.approx(2 / 2**5)
+    assert statistics.mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+
+
+def test_holm_multiplies_by_the_comparisons_left_and_never_decreases():
+    assert statistics.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert statistics.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def test_bootstrap_of_a_difference_has_the_standard_error_of_paired_outcomes():
+    found = statistics.accuracy_difference(worse=30, better=10, count=1000)
+    error = np.sqrt((0.04 - 0.02**2) / 1000)
+    assert found.value == -0.02
+    # 10,000 resamples put the 2.5% quantile within about 4% of a standard error; outcomes are multiples of 1/1000
+    assert found.low == pytest.approx(-0.02 - 1.96 * error, abs=0.1 * error + 0.001)
+    assert found.high == pytest.approx(-0.02 + 1.96 * error, abs=0.1 * error + 0.001)
+
+
+@pytest.mark.parametrize(("count", "changed"), [(100, 0.0), (600, 0.05), (1000, 0.2)])
+def test_smallest_drop_is_found_by_simulated_tests_with_80_percent_power(count, changed):
+    drop = statistics.smallest_drop(count, changed)
+    generator = np.random.default_rng(3)
+
+    def power(d):
+        share = max(changed, d)
+        m = generator.binomial(count, share, 4000)
+        worse = generator.binomial(m, (1 + d / share) / 2)
+        pairs = np.stack([worse, m - worse], 1)
+        tests = {tuple(pair): statistics.mcnemar(*pair) <= 0.05 and pair[0] > pair[1] for pair in np.unique(pairs, axis=0).tolist()}
+        return np.mean([tests[tuple(pair)] for pair in pairs.tolist()])
+
+    noise = 3 * np.sqrt(0.8 * 0.2 / 4000)
+    assert power(drop) >= 0.8 - noise
+    assert power(0.8 * drop) < 0.8 - noise
+
+
+def test_too_few_samples_show_no_drop_at_all():
+    assert statistics.smallest_drop(5, 0.0) == 1.0  # 5 of 5 worse: p = 1/16
+    # With 20, six worse answers reject (p = 1/32): P(Binomial(20, d) >= 6) is 0.755 at d = 0.35 and 0.874 at 0.40
+    assert statistics.smallest_drop(20, 0.0) == 0.4
+
+
+def test_ratio_interval_covers_the_truth_at_its_nominal_rate_with_six_blocks():
+    generator = np.random.default_rng(5)
+    covered = []
+    for _ in range(400):
+        base, other = np.exp(generator.normal(0.0, 0.02, (2, 6)))
+        found = statistics.ratio(2 * base, other)
+        covered.append(found.low <= 2 <= found.high)
+    # 95% of 400 has a standard error of 1.1%; plain bootstrap quantiles would cover 86% here
+    assert 0.91 <= np.mean(covered) <= 0.99
+
+
+def test_ratio_is_paired_so_a_slow_period_that_hits_both_arms_cancels():
+    drift = np.array([1.0, 1.5, 3.0, 1.0, 2.0, 1.2])
+    found = statistics.ratio(2 * drift, drift)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("speedup", "words"),
+    [
+        (Estimate(1.5, 1.4, 1.6), "faster"),
+        (Estimate(0.5, 0.4, 0.6), "slower"),
+        (Estimate(1.005, 1.001, 1.009), "no difference shown"),
+        (Estimate(1.5, 0.9, 2.5), "no difference shown"),
+    ],
+)
+def test_verdict_needs_the_interval_and_the_effect(speedup, words):
+    assert statistics.verdict(speedup) == words
+
+
+@pytest.mark.parametrize(("count", "names"), [(43, []), (44, ["p90"]), (90, ["p90", "p95"]), (458, ["p90", "p95"]), (459, ["p90", "p95", "p99"])])
+def test_percentiles_are_shown_only_where_the_count_carries_them(count, names):
+    assert list(statistics.percentiles(np.arange(count, dtype=float))) == names
+
+
+def test_percentiles_are_order_statistics_within_their_interval():
+    found = statistics.percentiles(np.arange(1, 1001, dtype=float))["p90"]
+    assert found.value == 900
+    assert (found.low, found.high) == pytest.approx((900 - 18.6, 900 + 18.6), abs=2)  # 1.96 sqrt(1000 * 0.9 * 0.1)
+
+
+# Clocks
+
+
+def test_warm_up_goes_on_until_times_are_steady():
+    delays = iter([0.02, 0.015, 0.012, 0.01, 0.008, 0.006, 0.005, 0.004] + [0.003] * 500)
+    found = timing.warm_up(lambda _: time.sleep(next(delays)), [None], seconds=0.0)
+    assert found.runs >= 14  # the last 5 and the 5 before must both lie in the steady part
+    assert found.first_ns > 15e6
+
+
+def test_warm_up_ends_at_its_limit_and_says_that_it_was_not_steady():
+    delays = iter(0.001 * 1.2**i for i in range(50))
+    assert not timing.warm_up(lambda _: time.sleep(next(delays)), [None], seconds=0.0, limit=0.1).steady
+
+
+def test_a_block_times_every_run_and_starts_with_the_same_input():
+    seen = []
+    times = timing.timed_block(seen.append, ["a", "b", "c"], runs=4)
+    assert seen == ["a", "a", "b", "c", "a"]
+    assert times.dtype == np.int64 and times.shape == (4,) and (times > 0).all()
+
+
+def test_rounds_are_balanced_and_every_second_one_is_reversed():
+    orders = latency.rounds(5, 6)
+    assert len(orders) == 6 and all(sorted(order) == list(range(5)) for order in orders)
+    assert all(orders[i + 1] == orders[i][::-1] for i in (0, 2, 4))
+    assert orders == latency.rounds(5, 6)
+
+
+def test_fast_models_get_more_runs_in_a_block_within_bounds():
+    settings = SimpleNamespace(runs=8, seconds=0.25)
+    assert [latency.runs_per_block(ns, settings) for ns in (10**9, 10**6, 100)] == [8, 250, 1000]
+
+
+# Accuracy
+
+
+def test_scores_that_are_not_finite_count_as_wrong_and_are_said():
+    answers = accuracy.answers(np.array([[0.1, 0.9], [np.nan, 1.0], [np.inf, 0.0]], np.float32))
+    assert answers.tolist() == [1, -1, -1]
+    found = accuracy.derive(answers, np.array([1, 0, 0]), np.array([1, 0, 1]))
+    assert (found.correct, found.worse, found.better, found.agreement) == (1, 1, 0, pytest.approx(1 / 3))
+    assert "2 of 3" in accuracy.note(answers)[0]
+
+
+# The store
+
+
+def test_a_piece_comes_back_as_it_was_kept(tmp_path):
+    piece = Piece("k", "accuracy", "a/b/c/d", "done", seconds=1.5, facts={"x": [1, 2]}, arrays={"logits": np.eye(3, dtype=np.float32)})
+    with Store(tmp_path) as store:
+        store.keep(piece)
+    with Store(tmp_path) as store:
+        found = store.settled("k")
+    assert (found.kind, found.owner, found.seconds, found.facts) == ("accuracy", "a/b/c/d", 1.5, {"x": [1, 2]})
+    assert np.array_equal(found.arrays["logits"], np.eye(3))
+
+
+def test_refusals_are_settled_and_failures_are_not(tmp_path):
+    with Store(tmp_path) as store:
+        store.keep(Piece("r", "export", "", "refused", "no kernel"), Piece("f", "export", "", "failed", "boom"))
+        assert store.settled("r").cause == "no kernel"
+        assert store.settled("f") is None and store.piece("f").cause == "boom"
+
+
+def test_pieces_are_kept_all_or_none(tmp_path):
+    with Store(tmp_path) as store:
+        with pytest.raises(sqlite3.IntegrityError):
+            store.keep(Piece("a", "latency", "", "done"), Piece("b", "latency", "", None))
+        assert store.piece("a") is None
+
+
+def test_a_damaged_file_and_a_missing_one_are_named(tmp_path):
+    with pytest.raises(InputError, match="compresskit compare"):
+        Store(tmp_path / "none", create=False)
+    (tmp_path / "study.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(InputError, match="study.sqlite"):
+        Store(tmp_path)
+
+
+def test_two_compares_do_not_share_a_folder(tmp_path):
+    with Claim(tmp_path), pytest.raises(InputError, match="another compare"):
+        Claim(tmp_path)
+    with Claim(tmp_path):
+        pass
+
+
+def test_identity_depends_on_values_only():
+    assert identity({"a": 1, "b": [2]}) == identity({"b": [2], "a": 1}) != identity({"a": 1, "b": [3]})
+
+
+# Processes
+
+
+@pytest.fixture(scope="module")
+def worker():
+    with Worker(threads=1) as process:
+        yield process
+
+
+def test_a_worker_returns_values_and_causes(worker):
+    assert worker.call("operator:add", 2, 3, limit=60).value == 5
+    failed = worker.call("json:loads", "{", limit=60)
+    assert failed.status == "failed" and failed.cause.startswith("json.decoder.JSONDecodeError") and "Traceback" in failed.trace
+
+
+def test_refusals_of_this_project_are_told_from_failures(worker):
+    refused = worker.call("evaluators.targets.cpu:refuse", "litert", 10_000, limit=60)
+    assert refused.status == "refused" and "10000 threads" in refused.cause
+
+
+def test_a_worker_has_its_threads_fixed_before_anything_is_imported(worker):
+    assert [worker.call("os:getenv", name, limit=60).value for name in THREAD_VARIABLES] == ["1"] * len(THREAD_VARIABLES)
+
+
+def test_pinning_holds_for_every_thread(worker):
+    cores = worker.call("evaluators.timing:pin", 1, limit=60).value
+    assert cores == [max(os.sched_getaffinity(0))]
+    assert worker.call("os:sched_getaffinity", 0, limit=60).value == set(cores)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "cause"),
+    [
+        ("faulthandler:_sigsegv", (), "SIGSEGV"),
+        ("os:_exit", (3,), "exit code 3"),
+        ("time:sleep", (60,), "within 0.5 seconds"),
+    ],
+)
+def test_a_process_that_dies_or_hangs_is_one_failed_call(function, arguments, cause):
+    with Worker(threads=1) as process:
+        outcome = process.call(function, *arguments, limit=0.5 if function == "time:sleep" else 60)
+        assert outcome.status == "failed" and cause in outcome.cause
+        assert not process.alive
+        assert process.call("os:getpid", limit=60).status == "failed"
+
+
+def test_a_worker_that_runs_out_of_memory_is_said_to_be_killed():
+    with Worker(threads=1) as process:
+        pid = process.call("os:getpid", limit=60).value
+        outcome = process.call("os:kill", pid, signal.SIGKILL, limit=60)
+    assert "SIGKILL" in outcome.cause and "memory" in outcome.cause
+
+
+# References and data
+
+
+def test_fingerprints_follow_contents_imports_and_named_files(tmp_path):
+    (tmp_path / "model.py").write_text("from helper import x\nPATH = 'weights.bin'\ndef load(): pass\n")
+    (tmp_path / "helper.py").write_text("x = 1\n")
+    (tmp_path / "weights.bin").write_bytes(b"1")
+    (tmp_path / "other.py").write_text("y = 1\n")
+    first = sources.fingerprint("model.py:load", tmp_path)
+    os.utime(tmp_path / "model.py", (1, 1))
+    (tmp_path / "other.py").write_text("y = 2\n")
+    assert sources.fingerprint("model.py:load", tmp_path) == first
+    for name, text in (("weights.bin", "2"), ("helper.py", "x = 2\n"), ("model.py", "def load(): pass\n")):
+        before = sources.fingerprint("model.py:load", tmp_path)
+        (tmp_path / name).write_text(text)
+        assert sources.fingerprint("model.py:load", tmp_path) != before, name
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("absent.py:load", "no such file"),
+        ("model.py:laod", "did you mean 'load'"),
+        ("broken.py:load", "line 1"),
+        ("nowhere.at.all:load", "no module"),
+        ("absent.keras", "no such file"),
+    ],
+)
+def test_references_that_cannot_work_are_found_before_any_work(tmp_path, reference, words):
+    (tmp_path / "model.py").write_text("def load(): raise RuntimeError('is not run')\n")
+    (tmp_path / "broken.py").write_text("def load(:\n")
+    with pytest.raises(InputError, match=words):
+        sources.check(reference, tmp_path)
+    sources.check("model.py:load", tmp_path)
+    sources.check("json.decoder:JSONDecoder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ("{'x': np.full((3, 2), np.nan, np.float32)}, np.zeros(3, int)", "NaN"),
+        ("{'x': np.zeros((2, 2))}, np.zeros(3, int)", "2 samples for 3 labels"),
+        ("{'x': np.zeros((2, 2))}", "no labels"),
+        ("{'x': np.zeros((0, 2))}, np.zeros(0, int)", "no samples"),
+        ("{'x': np.zeros((2, 2))}, np.zeros(2)", "integers"),
+        ("{'x': np.zeros((2, 2))}, np.array([0, -1])", "start at 0"),
+    ],
+)
+def test_test_data_that_cannot_be_used_is_named(tmp_path, returned, words):
+    (tmp_path / "data.py").write_text(f"import numpy as np\ndef test(limit): return {returned}\n")
+    with pytest.raises(InputError, match=words):
+        dataset.prepare("data.py:test", str(tmp_path), 10, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["{'a': a, 'b': b}", "(a, b)", "[{'a': a[:2], 'b': b[:2]}, {'a': a[2:], 'b': b[2:]}]", "lambda: iter([(a, b)])"])
+def test_test_data_in_any_form_gives_the_same_samples(tmp_path, form):
+    lines = ["import numpy as np", "a = np.arange(8.0).reshape(4, 2)", "b = np.arange(4)", f"def test(limit): return {form}, np.arange(4)"]
+    (tmp_path / "data.py").write_text("\n".join(lines))
+    dataset.prepare("data.py:test", str(tmp_path), 3, str(tmp_path / "out"))
+    specs = (SimpleNamespace(name="a", dtype="float32"), SimpleNamespace(name="b", dtype="int64"))
+    found = list(dataset.stored_samples(tmp_path / "out", specs))
+    assert dataset.labels(tmp_path / "out").tolist() == [0, 1, 2]
+    assert [sample["a"].tolist() for sample in found] == [[[0, 1]], [[2, 3]], [[4, 5]]]
+    assert [sample["b"].tolist() for sample in found] == [[0], [1], [2]]
+    assert found[0]["a"].dtype == np.float32
+
+
+# The environment
+
+
+def test_the_environment_names_no_person_host_or_path():
+    facts = environment()
+    told = " ".join(facts.values())
+    assert os.uname().nodename not in told and str(os.getcwd()) not in told and os.path.expanduser("~") not in told
+    assert facts["Affinity"] and facts["Packages"] and facts["CPU"]
