@@ -40,6 +40,8 @@ def place(decision: Decision, framework: str) -> Placed:
         raise Refused(f"TFLiteConverter has symmetric int8 weights per channel or tensor only, not {fmt}")
     if activations is None and decision.kind != "embedding":
         raise Refused("TFLiteConverter has no int8 weights with float activations")
+    if decision.kind == "recurrent" and isinstance(activations, StaticActivations):
+        raise Refused("TFLiteConverter's calibration of a recurrent layer's loop crashes; use dynamic activations")
     return Placed("native", OWN_SCALES)
 
 

@@ -46,7 +46,8 @@ def convert(network: Network) -> FloatFile:
     layers = {name: weight for name, weight in network.weights().items() if weight.kind in COMPRESSIBLE}
     layouts = match(model, layers)
     order = positions(model, len(network.inputs))
-    missing = unfold(model, {name: layers[name] for name, found in layouts.items() if not found})
+    taken = [layout.file_name for found in layouts.values() for layout in found]
+    missing = unfold(model, {name: layers[name] for name, found in layouts.items() if not found}, taken)
     changed = flatten_biases(model) or bool(missing)
     return FloatFile(data, tflite_file.serialized(model) if changed else data, layouts | missing, *order)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compress.calibration import Range, observe
-from compress.errors import ExportError
+from compress.errors import ExportError, Refused
 from compress.formats import FloatFormat, PerAxis, PerGroup, StaticActivations
 from compress.numerics import Encoded
 from exporters import tflite_file
@@ -19,6 +19,8 @@ ALGORITHM = "compresskit"  # the name under which litert-quantizer asks for give
 WEIGHT_INPUT = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1, "EMBEDDING_LOOKUP": 1, "BATCH_MATMUL": 1}
 SINGLE_CHANNEL_AXIS = {"DEPTHWISE_CONV_2D": 3}  # of an operator's weight with one output channel; 0 elsewhere
 LOWEST = np.finfo(np.float32).min
+BETTER_IN_FLOAT = ("DIV", "EXP", "GELU", "LOG", "POW", "RSQRT", "SOFTMAX", "SQRT", "SQUARED_DIFFERENCE", "SUM")
+"""Curved or wide in range, as in layer norms: in 8 bits they cost accuracy, and XNNPACK computes them in float only."""
 MASK = -9e3  # activations below this are attention masks (-1e4, -3.4e38, -inf): in 8 or 16 bits nothing else of the tensor would be left
 
 
@@ -85,12 +87,11 @@ class Rules:
         from litert_quantizer.utils import tfl_flatbuffer_utils
 
         self.model, self.given, self.calibrated = model, given, calibrated
-        self.left: Counter[str] = Counter()
-        self.configs = {}
+        self.configs: dict[str, Any] = {}
+        self.left: list[tuple[str, str]] = []  # why an operator computes in float, and its name
         for graph in model.subgraphs:
-            for operator in graph.operators or ():
-                scope = tfl_flatbuffer_utils.get_op_scope(operator, graph.tensors)
-                self.configs[scope] = self.config(graph, operator)
+            for operator, config in self.graph_configs(graph):
+                self.configs[tfl_flatbuffer_utils.get_op_scope(operator, graph.tensors)] = config
 
     def need_calibration(self) -> bool:
         return False  # the ranges come with the call
@@ -104,48 +105,91 @@ class Rules:
         register()
         return ALGORITHM, config
 
-    def config(self, graph: Any, operator: Any) -> Any:
-        """An operator's configuration; None where it computes in float."""
-        name = tflite_file.operator_name(self.model, operator)
-        tensors = [tflite_file.Place(graph, i) for i in operator.inputs if i >= 0]
-        if name in WEIGHT_INPUT:
-            weight = tensors[WEIGHT_INPUT[name]]
-            if self.constant(weight):
-                found = self.given.get(weight.name)
-                return weight_config(name, found) if found else None
-        if any(place.name in self.given and self.given[place.name].activations for place in tensors):
-            self.left[f"{name} (reads a weight, has no integer form)"] += 1
-            return None
-        if self.calibrated is None:
-            return None
-        return self.plain_config(name, [*tensors, *(tflite_file.Place(graph, i) for i in operator.outputs)])
+    def graph_configs(self, graph: Any) -> Iterator[tuple[Any, Any]]:
+        """Every operator of a graph with its configuration, None where it computes in float."""
+        weighted, plain, reasons = [], [], {}
+        for operator in graph.operators or ():
+            (weighted if self.weight(graph, operator) else plain).append(operator)
+        yield from ((operator, self.weighted_config(graph, operator)) for operator in weighted)
+        for operator in plain:
+            reasons[id(operator)] = self.reason_for_float(graph, operator)
+        if self.calibrated is not None:
+            self.spread(graph, plain, reasons)
+            config = integer_config(8, PerAxis(), self.calibrated.activations)
+        for operator in plain:
+            reason = reasons[id(operator)]
+            if reason:
+                self.left.append((reason, tflite_file.operator_name(self.model, operator)))
+            yield operator, config if reason is None else None
 
     def constant(self, place: tflite_file.Place) -> bool:
         return self.model.buffers[place.tensor.buffer].data is not None
 
-    def plain_config(self, name: str, tensors: list[tflite_file.Place]) -> Any:
-        """The static configuration of an operator without weights, or None with a note."""
-        tensors = [place for place in tensors if place.dtype == "float32"]
-        if not tensors:
-            return None
-        config = integer_config(8, PerAxis(), self.calibrated.activations)
-        reason = ""
+    def floats(self, graph: Any, indices: Iterable[int]) -> list[tflite_file.Place]:
+        return [place for i in indices if i >= 0 and (place := tflite_file.Place(graph, i)).dtype == "float32"]
+
+    def weight(self, graph: Any, operator: Any) -> tflite_file.Place | None:
+        """The constant weight of an operator that has one."""
+        position = WEIGHT_INPUT.get(tflite_file.operator_name(self.model, operator))
+        place = None if position is None else tflite_file.Place(graph, operator.inputs[position])
+        return place if place and self.constant(place) else None
+
+    def weighted_config(self, graph: Any, operator: Any) -> Any:
+        given = self.given.get(self.weight(graph, operator).name)
+        config = weight_config(tflite_file.operator_name(self.model, operator), given) if given else None
+        if config is not None and config.activation_tensor_config is not None and not self.seen(self.floats(graph, [*operator.inputs, *operator.outputs])):
+            raise Refused(f"{given.layout.file_name}: LiteRT shows no activations inside a loop, so they have no static ranges; use dynamic ones")
+        return config
+
+    def seen(self, tensors: list[tflite_file.Place]) -> bool:
+        """Whether calibration saw every float tensor of an operator: it cannot look into the subgraphs of loops."""
+        return all(place.name in self.calibrated.ranges or self.constant(place) for place in tensors)
+
+    def reason_for_float(self, graph: Any, operator: Any) -> str | None:
+        """Why an operator without weights computes in float: empty where it goes without saying, None where it need not."""
+        name = tflite_file.operator_name(self.model, operator)
+        tensors = self.floats(graph, [*operator.inputs, *operator.outputs])
+        if any(place.name in self.given and self.given[place.name].activations for place in tensors):
+            return "no integer form with a weight"
+        if self.calibrated is None or not tensors:
+            return ""
         if any(place.name in self.given for place in tensors):
-            reason = "reads a weight"
-        elif any(place.name in self.calibrated.masks for place in tensors):
-            reason = "masked values"
-        elif any(place.name not in self.calibrated.ranges and not self.constant(place) for place in tensors):
-            reason = "in a subgraph"
-        elif not supported(name, config):
-            reason = f"no int{self.calibrated.activations.bits} form"
-        if reason:
-            self.left[f"{name} ({reason})"] += 1
-        return None if reason else config
+            return ""
+        if name in BETTER_IN_FLOAT:
+            return "more exact in float"
+        if any(place.name in self.calibrated.masks for place in tensors):
+            return "masked values"
+        if not self.seen(tensors):
+            return "in a loop"
+        return None if supported(name, integer_config(8, PerAxis(), self.calibrated.activations)) else f"no int{self.calibrated.activations.bits} form"
+
+    def spread(self, graph: Any, plain: list[Any], reasons: dict[int, str | None]) -> None:
+        """Operators without weights that read what another computed in float, or are read by such ones only, compute in float as well."""
+        makers = {index: operator for operator in graph.operators for index in operator.outputs}
+        readers = {index: [op for op in graph.operators if index in op.inputs] for index in makers}
+        floats = {id(operator) for operator in plain if reasons[id(operator)] is not None}
+        floats |= {id(operator) for operator in graph.operators if tflite_file.operator_name(self.model, operator) == "EMBEDDING_LOOKUP"}
+        while True:
+            found = [
+                operator
+                for operator in plain
+                if id(operator) not in floats
+                and (
+                    any(id(makers.get(place.index)) in floats for place in self.floats(graph, operator.inputs))
+                    or all(readers[index] and all(id(reader) in floats for reader in readers[index]) for index in operator.outputs)
+                )
+            ]
+            if not found:
+                return
+            reasons |= {id(operator): "between float operators" for operator in found}
+            floats |= {id(operator) for operator in found}
 
     def notes(self) -> tuple[str, ...]:
-        if not self.left:
-            return ()
-        return ("operators that stay in float: " + ", ".join(f"{count} {name}" for name, count in sorted(self.left.items())),)
+        notes = []
+        for reason in sorted({reason for reason, _ in self.left}):
+            names = Counter(name for why, name in self.left if why == reason)
+            notes.append(f"operators that compute in float, {reason}: {', '.join(f'{count} {name}' for name, count in names.most_common())}")
+        return tuple(notes)
 
 
 def weight_config(name: str, given: Given) -> Any:
@@ -256,9 +300,18 @@ def calibrate(data: bytes, batches: Iterable[list[np.ndarray]], activations: Sta
             for index, array in zip(graph.inputs, arrays, strict=True):
                 interpreter.set_tensor(index, array)
             interpreter.invoke()
-            found = {name: interpreter.get_tensor(index) for name, index in watched.items()}
+            found = {name: interpreter.get_tensor(index) for name, index in watched.items() if allocated(interpreter, index)}
             masks.update(name for name, array in found.items() if array.size and array.min() < MASK)
             yield {name: np.maximum(array, LOWEST) if name in masks else array for name, array in found.items()}
 
     ranges = observe(batches_of_activations(), activations)
     return Calibrated(activations, ranges, frozenset(masks))
+
+
+def allocated(interpreter: Any, index: int) -> bool:
+    """Whether a tensor has memory of its own; those that an operator hands on, as WHILE does, have none."""
+    try:
+        interpreter.tensor(index)()
+    except ValueError:  # the only way that the interpreter says so
+        return False
+    return True

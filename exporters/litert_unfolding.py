@@ -1,6 +1,11 @@
-"""Undoes what a converter folded into a weight: y = (f w) x + f b becomes y = f (w x + b), so that the file holds w itself."""
+"""Undoes what a converter folded into a weight, so that the file holds the weight itself.
+
+Scales behind and in front of a layer, as attention's 1 / sqrt(d) and a layer norm's gamma, end up in its weight as w'[o, i] = f[o] w[o, i] g[i].
+The file then computes f (w (g x) + b / f) instead: the model's own operations, in another order.
+"""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,16 +16,29 @@ from exporters import tflite_file
 from exporters.litert_matching import Layout, orders
 
 BIAS_INPUT = {"FULLY_CONNECTED": 2, "CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "TRANSPOSE_CONV": 3}
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # relative: the converter multiplied in float32
+SAMPLED = 97  # minors
+ITERATIONS = 20
 
 
-def unfold(model: Any, weights: Mapping[str, Weight]) -> dict[str, tuple[Layout, ...]]:
-    """Finds weights that the file holds times a factor for each output channel, and gives them back their own values, in place."""
-    found = {}
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """A constant that holds a weight times factors for its outputs [out] and its inputs [in]."""
+
+    place: tflite_file.Place
+    layout: Layout
+    outputs: np.ndarray
+    inputs: np.ndarray
+
+
+def unfold(model: Any, weights: Mapping[str, Weight], taken: Iterable[str]) -> dict[str, tuple[Layout, ...]]:
+    """Finds weights that the file holds scaled, and gives them back their own values, in place. `taken` are constants that hold other weights."""
+    taken, found = set(taken), {}
     for name, weight in weights.items():
-        for place, layout, factor in scaled(model, weight.value):
-            if unscale(model, place, layout.to_file(weight.value), factor):
-                found[name] = (*found.get(name, ()), layout)
+        for scaled in candidates(model, weight.value, taken):
+            if unscale(model, scaled, scaled.layout.to_file(weight.value)):
+                found[name] = (*found.get(name, ()), scaled.layout)
+                taken.add(scaled.place.name)
     return found
 
 
@@ -38,37 +56,97 @@ def flatten_biases(model: Any) -> bool:
     return changed
 
 
-def scaled(model: Any, value: np.ndarray) -> Iterable[tuple[tflite_file.Place, Layout, np.ndarray]]:
-    """Constants that equal `value` times one factor for each output channel, with the factors [out]."""
+def candidates(model: Any, value: np.ndarray, taken: set[str]) -> Iterable[Scaled]:
+    """Constants that equal `value` but for factors of its outputs and, in a linear layer, of its inputs."""
     rows = value.reshape(value.shape[0], -1)
-    norms = np.einsum("oi,oi->o", rows, rows, dtype=np.float64)
-    if rows.shape[1] < 2 or not norms.all():
+    if rows.shape[1] < 2 or not np.abs(rows).sum(1).all():
         return  # any row is a multiple of any other
     for place in tflite_file.constants(model):
-        if place.dtype != "float32" or np.prod(place.shape) != value.size:
+        if place.dtype != "float32" or np.prod(place.shape) != value.size or place.name in taken:
             continue
         stored = tflite_file.values(model, place)
-        for order in orders(value.shape, stored.shape):
+        for order in orders(value.shape, place.shape):
             layout = Layout(place.name, place.shape, order, value.shape)
-            theirs = layout.to_canonical(stored).reshape(rows.shape)
-            factor = (np.einsum("oi,oi->o", rows, theirs, dtype=np.float64) / norms).astype(np.float32)
-            if factor.all() and np.allclose(theirs, rows * factor[:, None], rtol=TOLERANCE, atol=TOLERANCE * float(np.abs(theirs).max())):
-                yield place, layout, factor
+            factors = rank_one(rows, layout.to_canonical(stored).reshape(rows.shape), with_inputs=value.ndim == 2)
+            if factors is not None:
+                yield Scaled(place, layout, *factors)
                 break
 
 
-def unscale(model: Any, place: tflite_file.Place, value: np.ndarray, factor: np.ndarray) -> bool:
-    """Puts `value` into the file and a MUL by the factors behind every operator that reads it; False, and no change, where one has no such form."""
+def rank_one(rows: np.ndarray, theirs: np.ndarray, with_inputs: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """Factors f [out] and g [in] with theirs = f rows g; None where there are none."""
+    outputs, inputs = least_squares(rows, theirs), np.ones(rows.shape[1], np.float32)
+    if with_inputs and maybe_rank_one(rows, theirs):
+        for _ in range(ITERATIONS):
+            if equal(theirs, rows * outputs[:, None] * inputs):
+                break
+            inputs = least_squares((rows * outputs[:, None]).T, theirs.T)
+            outputs = least_squares(rows * inputs, theirs)
+    fits = outputs.all() and equal(theirs, rows * outputs[:, None] * inputs)
+    return (outputs, inputs) if fits else None
+
+
+def maybe_rank_one(rows: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether a sample of 2 x 2 minors of the ratio theirs / rows vanishes: cheap, and false for two unrelated weights."""
+    rng = np.random.default_rng(0)
+    o, p = rng.integers(0, rows.shape[0], (2, SAMPLED))
+    i, j = rng.integers(0, rows.shape[1], (2, SAMPLED))
+    left, right = theirs[o, i] * theirs[p, j] * rows[o, j] * rows[p, i], theirs[o, j] * theirs[p, i] * rows[o, i] * rows[p, j]
+    return bool(np.median(np.abs(left - right)) <= 1e-3 * np.median(np.abs(left)))
+
+
+def least_squares(rows: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """The factor of each row that brings `rows` nearest to `theirs`; 0 for a row of zeros."""
+    norms = np.einsum("oi,oi->o", rows, rows, dtype=np.float64)
+    return (np.einsum("oi,oi->o", rows, theirs, dtype=np.float64) / np.where(norms == 0, 1, norms)).astype(np.float32)
+
+
+def equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * float(np.abs(a).max())))
+
+
+def proportion(a: np.ndarray, b: np.ndarray) -> float | None:
+    """k with a = k b, or None."""
+    k = float(a.ravel() @ b.ravel() / max(float(b.ravel() @ b.ravel()), np.finfo(np.float32).tiny))
+    return k if k and equal(a, b * np.float32(k)) else None
+
+
+def unscale(model: Any, scaled: Scaled, value: np.ndarray) -> bool:
+    """Puts `value` into the file and MULs by the factors around every operator that reads it; False, and no change, where one has no such form."""
+    place = scaled.place
     readers = tflite_file.consumers(place)
-    if not readers or any(tflite_file.operator_name(model, operator) not in BIAS_INPUT for operator in readers):
+    plain = proportion(scaled.inputs, np.ones_like(scaled.inputs))
+    allowed = BIAS_INPUT if plain else ("FULLY_CONNECTED",)
+    if not readers or any(tflite_file.operator_name(model, operator) not in allowed for operator in readers):
         return False
-    uniform = np.allclose(factor, factor[0], rtol=TOLERANCE, atol=0)
-    factors = np.asarray(factor[0] if uniform else factor, np.float32)
+    if not plain and any(tflite_file.Place(place.graph, operator.inputs[0]).shape[-1] != scaled.inputs.size for operator in readers):
+        return False
     place.tensor.buffer = tflite_file.add_buffer(model, value.astype(np.float32))
     for operator in readers:
-        divide_bias(model, place.graph, operator, factor)
-        multiply_output(model, place.graph, operator, factors)
+        outputs = scaled.outputs * np.float32(plain or multiply_input(model, place.graph, operator, scaled.inputs))
+        if not equal(outputs, np.ones_like(outputs)):
+            divide_bias(model, place.graph, operator, outputs)
+            multiply_output(model, place.graph, operator, outputs)
     return True
+
+
+def multiply_input(model: Any, graph: Any, operator: Any, factors: np.ndarray) -> float:
+    """Lets a linear layer read its input times the factors; what is left to multiply where a MUL is there that gives a multiple of it."""
+    given = operator.inputs[0]
+    for other in graph.operators[: graph.operators.index(operator)]:
+        if tflite_file.operator_name(model, other) == "MUL" and given in other.inputs and not other.builtinOptions.fusedActivationFunction:
+            constant = tflite_file.Place(graph, next((i for i in other.inputs if i != given), given))
+            is_constant = model.buffers[constant.tensor.buffer].data is not None and constant.shape == factors.shape
+            rest = proportion(factors, tflite_file.values(model, constant)) if is_constant else None
+            if rest:
+                operator.inputs[0] = other.outputs[0]
+                return rest
+    source = tflite_file.Place(graph, given)
+    constant = tflite_file.add_tensor(graph, f"{source.name}_factor{len(graph.tensors)}", factors.shape, tflite_file.add_buffer(model, factors))
+    scaled = tflite_file.add_tensor(graph, f"{source.name}_scaled{len(graph.tensors)}", source.shape, 0)
+    graph.operators.insert(graph.operators.index(operator), multiplication(model, given, constant, scaled))
+    operator.inputs[0] = scaled
+    return 1.0
 
 
 def divide_bias(model: Any, graph: Any, operator: Any, factor: np.ndarray) -> None:
@@ -83,13 +161,19 @@ def divide_bias(model: Any, graph: Any, operator: Any, factor: np.ndarray) -> No
 def multiply_output(model: Any, graph: Any, operator: Any, factors: np.ndarray) -> None:
     """Inserts MUL behind an operator; a fused activation moves to it."""
     output = tflite_file.Place(graph, operator.outputs[0])
+    factors = factors[:1].reshape(()) if proportion(factors, np.ones_like(factors)) else factors
     constant = tflite_file.add_tensor(graph, f"{output.name}_factor", factors.shape, tflite_file.add_buffer(model, factors))
     between = tflite_file.add_tensor(graph, f"{output.name}_unscaled", output.shape, 0)
-    multiply, options = schema.OperatorT(), schema.MulOptionsT()
-    options.fusedActivationFunction = operator.builtinOptions.fusedActivationFunction
+    multiply = multiplication(model, between, constant, output.index)
+    multiply.builtinOptions.fusedActivationFunction = operator.builtinOptions.fusedActivationFunction
     operator.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.NONE
-    multiply.opcodeIndex = tflite_file.operator_code(model, "MUL")
-    multiply.builtinOptionsType, multiply.builtinOptions = schema.BuiltinOptions.MulOptions, options
-    multiply.inputs, multiply.outputs = [between, constant], [output.index]
     operator.outputs = [between]
     graph.operators.insert(graph.operators.index(operator) + 1, multiply)
+
+
+def multiplication(model: Any, tensor: int, constant: int, output: int) -> Any:
+    multiply = schema.OperatorT()
+    multiply.opcodeIndex = tflite_file.operator_code(model, "MUL")
+    multiply.builtinOptionsType, multiply.builtinOptions = schema.BuiltinOptions.MulOptions, schema.MulOptionsT()
+    multiply.inputs, multiply.outputs = [tensor, constant], [output]
+    return multiply

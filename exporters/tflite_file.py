@@ -169,7 +169,11 @@ def add_metadata(model: Any, key: str, content: bytes) -> None:
 
 
 def serialized(model: Any) -> bytes:
-    """A ModelT as a file, buffers inside the flatbuffer."""
+    """A ModelT as a file, buffers inside the flatbuffer; those that nothing refers to any more are emptied, in place."""
+    used = {place.tensor.buffer for place in all_tensors(model)} | {entry.buffer for entry in model.metadata or ()}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 

@@ -36,7 +36,7 @@ def place(decision: Decision, framework: str) -> Placed:
         raise Refused(f"LiteRT stores weights as int8, int4 or int2, not int{fmt.bits}")
     if isinstance(fmt.granularity, PerGroup):
         return place_blocks(fmt, decision)
-    return place_channels(fmt, decision)
+    return place_channels(fmt, decision, framework)
 
 
 def place_float(fmt: FloatFormat, decision: Decision) -> Placed:
@@ -64,10 +64,10 @@ def place_blocks(fmt: IntFormat, decision: Decision) -> Placed:
     return Placed("native", "" if decision.activations else "XNNPACK's int4 group kernel quantizes activations to int8 at run time")
 
 
-def place_channels(fmt: IntFormat, decision: Decision) -> Placed:
+def place_channels(fmt: IntFormat, decision: Decision, framework: str) -> Placed:
     kind, activations = decision.kind, decision.activations
-    if kind == "embedding":
-        return Placed("native", LOOKED_UP) if fmt.symmetric else Placed("decoded", EXPANDED)
+    if kind == "embedding":  # TFLiteConverter makes GATHER of Keras's, which has no integer form with a scale for each row
+        return Placed("native", LOOKED_UP) if fmt.symmetric and framework == "pytorch" else Placed("decoded", EXPANDED)
     if activations is None:
         return Placed("decoded", EXPANDED)
     if not fmt.symmetric:
