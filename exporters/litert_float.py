@@ -43,6 +43,8 @@ def float_file(network: Network) -> FloatFile:
 def convert(network: Network) -> FloatFile:
     data = {"pytorch": from_pytorch, "keras": from_keras}[network.framework](network)
     model = tflite_file.parse(data, "the converted model")
+    if drop_input(model, len(network.inputs)):
+        data = tflite_file.serialized(model)
     layers = {name: weight for name, weight in network.weights().items() if weight.kind in COMPRESSIBLE}
     layouts = match(model, layers)
     order = positions(model, len(network.inputs))
@@ -74,10 +76,9 @@ def from_pytorch(network: Network) -> bytes:
     zero = torch.zeros((), dtype=torch.int32)
     with quiet_litert_torch(), keep_lookups(network.model, cell):
         try:
-            converted = litert_torch.convert(Flat().eval(), (*network.example, zero)).model_content()
+            return litert_torch.convert(Flat().eval(), (*network.example, zero)).model_content()
         except Exception as error:
             raise Refused(f"litert-torch cannot convert this {type(network.model).__name__}: {first_line(error)}") from error
-    return without_input(converted, len(network.example))
 
 
 @contextmanager
@@ -100,9 +101,8 @@ def keep_lookups(model: Any, cell: list) -> Iterator[None]:
             hook.remove()
 
 
-def without_input(data: bytes, position: int) -> bytes:
-    """The file without its scalar input `args_<position>`, which is zero: additions of it go, other uses read a constant."""
-    model = tflite_file.parse(data, "the converted model")
+def drop_input(model: Any, position: int) -> bool:
+    """Removes the scalar input `args_<position>`, which is zero: additions of it go, other uses read a constant. Whether there was one."""
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
     gone = [entry for entry in signature.inputs if number(entry.name) == position]
     for entry in gone:
@@ -115,7 +115,7 @@ def without_input(data: bytes, position: int) -> bytes:
         graph.tensors[zero].buffer = tflite_file.add_buffer(model, np.zeros((), np.int32))
         graph.inputs = [i for i in graph.inputs if i != zero]
         signature.inputs.remove(entry)
-    return tflite_file.serialized(model) if gone else data
+    return bool(gone)
 
 
 @contextmanager

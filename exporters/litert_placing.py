@@ -2,68 +2,23 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
-from compress.calibration import Range, observe
 from compress.errors import ExportError, Refused
 from compress.formats import FloatFormat, PerAxis, PerGroup, StaticActivations
-from compress.numerics import Encoded
 from exporters import tflite_file
-from exporters.litert_matching import Layout
+from exporters.litert_calibration import Calibrated
+from exporters.litert_given import Given
 
 ALGORITHM = "compresskit"  # the name under which litert-quantizer asks for given numbers
 WEIGHT_INPUT = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "TRANSPOSE_CONV": 1, "EMBEDDING_LOOKUP": 1, "BATCH_MATMUL": 1}
 SINGLE_CHANNEL_AXIS = {"DEPTHWISE_CONV_2D": 3}  # of an operator's weight with one output channel; 0 elsewhere
-LOWEST = np.finfo(np.float32).min
 BETTER_IN_FLOAT = ("DIV", "EXP", "GELU", "LOG", "POW", "RSQRT", "SOFTMAX", "SQRT", "SQUARED_DIFFERENCE", "SUM")
 """Curved or wide in range, as in layer norms: in 8 bits they cost accuracy, and XNNPACK computes them in float only."""
-MASK = -9e3  # activations below this are attention masks (-1e4, -3.4e38, -inf): in 8 or 16 bits nothing else of the tensor would be left
-
-
-@dataclass(frozen=True, eq=False)
-class Given:
-    """A weight's numbers in the file's layout, as litert-quantizer takes them, and what its layer computes with."""
-
-    encoded: Encoded
-    layout: Layout
-    activations: Any
-
-    def parameters(self, single_channel_axis: int = 0) -> Any:
-        from litert_quantizer import qtyping
-
-        fmt, codes = self.encoded.format, self.layout.to_file(self.encoded.codes)
-        if isinstance(fmt, FloatFormat):
-            return qtyping.NonLinearQuantParams(num_bits=16, quantized_data=codes)
-        axis, block = None, 0
-        shape = [1] * codes.ndim
-        if isinstance(fmt.granularity, PerAxis):
-            axis = single_channel_axis if self.layout.channel_axis is None else self.layout.channel_axis
-            shape[axis] = codes.shape[axis]
-        elif isinstance(fmt.granularity, PerGroup):
-            axis, block = 1, fmt.granularity.size
-            shape = list(self.encoded.scales.shape)
-        zero = np.zeros(shape, np.int32) if self.encoded.zero_points is None else self.encoded.zero_points.reshape(shape)
-        scales = self.encoded.scales.reshape(shape)
-        return qtyping.UniformQuantParams(
-            num_bits=fmt.bits, quantized_dimension=axis, scale=scales, zero_point=zero, quantized_data=codes, block_size=block
-        )
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """Ranges of the tensors that the float model computes, by name, and which of them hold masks."""
-
-    activations: StaticActivations
-    ranges: Mapping[str, Range]
-    masks: frozenset[str]
-
-    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
-        """In litert-quantizer's form."""
-        return {name: {"min": np.float32(found.low), "max": np.float32(found.high)} for name, found in self.ranges.items()}
 
 
 def quantize(model: Any, given: Mapping[str, Given], calibrated: Calibrated | None) -> tuple[bytes, tuple[str, ...]]:
@@ -271,47 +226,3 @@ def generator(given: Mapping[str, Given]) -> type:
         return replace(found, consumers=[replace(consumer, **how) for consumer in found.consumers])
 
     return Generator
-
-
-def with_decoded(data: bytes, given: Mapping[str, Given]) -> bytes:
-    """The float model holding the decoded weights: its ranges are those that the quantized model meets."""
-    model = tflite_file.parse(data, "the float model")
-    for place in tflite_file.all_tensors(model):
-        if place.name in given:
-            found = given[place.name]
-            place.tensor.buffer = tflite_file.add_buffer(model, found.layout.to_file(found.encoded.decode()))
-    return tflite_file.serialized(model)
-
-
-def calibrate(data: bytes, batches: Iterable[list[np.ndarray]], activations: StaticActivations) -> Calibrated:
-    """The range of every float tensor that the model computes, over batches of the file's inputs in their order."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # a delegate hides the tensors between its operators
-    interpreter = Interpreter(model_content=data, experimental_preserve_all_tensors=True, experimental_op_resolver_type=plain)
-    interpreter.allocate_tensors()
-    graph = tflite_file.parse(data, "the float model").subgraphs[0]
-    made = {i for operator in graph.operators for i in operator.outputs} | set(graph.inputs)
-    watched = {place.name: place.index for i in sorted(made) if (place := tflite_file.Place(graph, i)).dtype == "float32"}
-    masks = set()
-
-    def batches_of_activations() -> Iterator[dict[str, np.ndarray]]:
-        for arrays in batches:
-            for index, array in zip(graph.inputs, arrays, strict=True):
-                interpreter.set_tensor(index, array)
-            interpreter.invoke()
-            found = {name: interpreter.get_tensor(index) for name, index in watched.items() if allocated(interpreter, index)}
-            masks.update(name for name, array in found.items() if array.size and array.min() < MASK)
-            yield {name: np.maximum(array, LOWEST) if name in masks else array for name, array in found.items()}
-
-    ranges = observe(batches_of_activations(), activations)
-    return Calibrated(activations, ranges, frozenset(masks))
-
-
-def allocated(interpreter: Any, index: int) -> bool:
-    """Whether a tensor has memory of its own; those that an operator hands on, as WHILE does, have none."""
-    try:
-        interpreter.tensor(index)()
-    except ValueError:  # the only way that the interpreter says so
-        return False
-    return True

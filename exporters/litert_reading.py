@@ -27,8 +27,8 @@ def read(path: Path) -> Contents:
     about = told_by(model, path.name)
     try:
         return Contents("tflite", inputs(model, about), outputs(model, about), tuple(tensors(model, about)), tflite_file.operators(model), about, ranges(model))
-    except (KeyError, TypeError, IndexError) as error:
-        raise BrokenFile(f"{path.name}: its compresskit metadata does not fit its tensors: {error!r}") from error
+    except (*tflite_file.DAMAGE, KeyError) as error:
+        raise BrokenFile(f"{path.name}: its tensors, quantization and metadata do not fit together: {error!r}") from error
 
 
 def told(small: Compressed, exporter: str, file: FloatFile, reasons: Mapping[str, str]) -> bytes:

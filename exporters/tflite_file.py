@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
@@ -17,6 +18,8 @@ from compress.numerics.packing import unpack_low_first
 TYPE_NAMES = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
 OPERATOR_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 NUMPY = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
+MARK = b"TFL3"
+SPARE = 1 << 20  # bytes for all that is not buffers; the builder grows slowly
 SUB_BYTE = {"int4": 4, "int2": 2}
 DAMAGE = (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError, MemoryError)
 """What flatbuffers raises where offsets and lengths point out of the file or at something else."""
@@ -56,7 +59,7 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
 
 def parse(data: bytes, name: str) -> Any:
     """The ModelT of a .tflite file, every index and buffer length checked. BrokenFile says what is wrong."""
-    if len(data) < 8 or data[4:8] != b"TFL3":
+    if len(data) < 8 or data[4:8] != MARK:
         raise BrokenFile(f"{name}: not a .tflite file ({len(data)} bytes, no TFL3 mark)")
     try:
         model = flatbuffer_utils.read_model_from_bytearray(data)
@@ -174,7 +177,9 @@ def serialized(model: Any) -> bytes:
     for index, buffer in enumerate(model.buffers):
         if index not in used:
             buffer.data = None
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    builder = flatbuffers.Builder(sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None) + SPARE)
+    builder.Finish(model.Pack(builder), file_identifier=MARK)
+    return bytes(builder.Output())
 
 
 def operator_code(model: Any, name: str) -> int:

@@ -20,6 +20,7 @@ RUNTIME = "litert"
 OWN_NUMBERS = False
 
 BLOCKS = (32, 64, 128, 256)
+SLOW = "int16 activations run in LiteRT's reference kernels, not in XNNPACK: they are slow"
 LOOKED_UP = "rows are expanded to float32 as they are looked up"
 
 
@@ -86,7 +87,9 @@ def place_channels(fmt: IntFormat, decision: Decision, framework: str) -> Placed
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
     """Converts to float, lets litert-quantizer place the operators around the core's numbers, and embeds what `read` needs."""
     from exporters import litert_placing, tflite_file
+    from exporters.litert_calibration import calibrate, with_decoded
     from exporters.litert_float import float_file
+    from exporters.litert_given import Given
 
     network, plan = small.network, small.plan
     placed = placements(plan, "litert", network.framework, small.recipe.allow_float)
@@ -96,7 +99,7 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     if lost and not small.recipe.allow_float:
         raise ExportError(f"the LiteRT converter changed or dropped {', '.join(lost)}: not found in the float file; set allow_float: true to leave it in float")
     given = {
-        layout.file_name: litert_placing.Given(small.encoded[name], layout, decision.activations)
+        layout.file_name: Given(small.encoded[name], layout, decision.activations)
         for name, decision in wanted.items()
         for layout in converted.layouts[name]
     }
@@ -108,11 +111,11 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     activations = static_activations(small)
     calibrated = None
     if activations is not None:
-        calibrated = litert_placing.calibrate(litert_placing.with_decoded(data, given), file_batches(small, converted, model), activations)
+        calibrated = calibrate(with_decoded(data, given), file_batches(small, converted, model), activations)
     written, notes = litert_placing.quantize(model, given, calibrated)
     check_loads(written)
     path.write_bytes(written)
-    return notes
+    return (*notes, SLOW) if activations is not None and activations.bits == 16 else notes
 
 
 def check_loads(data: bytes) -> None:
