@@ -17,6 +17,9 @@ from compress.numerics import unpack_low_first
 from exporters import METADATA_KEY
 
 BITS = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4e2m1": 4}
+MOVING = ("Transpose", "Reshape", "Slice", "Cast", "Identity")
+INTEGER = {"QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm"}
+INTEGER |= {"MatMulNBits", "MatMulBnb4"}
 
 
 def read(path: Path) -> Contents:
@@ -26,7 +29,9 @@ def read(path: Path) -> Contents:
     constants = {tensor.name: tensor for tensor in every_constant(model.graph)}
     given = [value for value in model.graph.input if value.name not in constants]
     own, taken = stored_tensors(told, constants, path)
-    rest = tuple(plain(tensor, constants) for name, tensor in constants.items() if name not in taken)
+    readers = readers_of(model.graph)
+    others = {name: (tensor, readers.get(name, set())) for name, tensor in constants.items() if name not in taken}
+    rest = tuple(plain(*pair) for pair in others.values() if is_data(*pair))
     names = [name for name, _, _ in told.get("inputs", [])]
     if len(names) != len(given):
         names = [value.name for value in given]
@@ -91,7 +96,10 @@ def spec(value: onnx.ValueInfoProto, name: str) -> InputSpec:
 
 
 def dtype_name(code: int) -> str:
-    return "unknown" if code == TensorProto.UNDEFINED else TensorProto.DataType.Name(code).lower().replace("float", "float32" if code == TensorProto.FLOAT else "float")
+    """NumPy's name of an ONNX type."""
+    if code == TensorProto.UNDEFINED:
+        return "unknown"
+    return {"float": "float32", "double": "float64"}.get(name := TensorProto.DataType.Name(code).lower(), name)
 
 
 def byte_size(tensor: TensorProto) -> int:
@@ -106,11 +114,35 @@ def byte_size(tensor: TensorProto) -> int:
     return -(-count * BITS[name] // 8) if name in BITS else count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
-def plain(tensor: TensorProto, constants) -> StoredTensor:
-    """A constant that no plan names: integers and half floats of the file's own count as decoded, everything else as float."""
+def readers_of(graph: onnx.GraphProto) -> dict[str, set[str]]:
+    """Operators that read a constant, seen through what only moves or casts it."""
+    readers: dict[str, set[str]] = {}
+    through: dict[str, str] = {}
+    for node in every_node(graph):
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+        if node.op_type in MOVING:
+            through[node.input[0]] = node.output[0]
+    for name in readers:
+        ahead = name
+        while ahead in through:
+            ahead = through[ahead]
+        readers[name] = readers[name] | readers.get(ahead, set())
+    return readers
+
+
+def is_data(tensor: TensorProto, readers: set[str]) -> bool:
+    """False for shapes, indices, flags and single numbers: they belong to the graph. int32 counts where it is a quantized bias."""
+    name = dtype_name(tensor.data_type)
+    integers = name in ("int64", "bool", "string", "uint64") or name == "int32" and not readers & {"DequantizeLinear", "QLinearConv"}
+    return prod(tensor.dims) > 1 and not integers
+
+
+def plain(tensor: TensorProto, readers: set[str]) -> StoredTensor:
+    """A constant that no plan names: narrow types count as native where an integer operator reads them, else as decoded."""
     dtype = dtype_name(tensor.data_type)
-    small = dtype in BITS or dtype in ("int8", "uint8", "float16", "bfloat16") or dtype.startswith("float8")
-    placement = "decoded" if small and prod(tensor.dims) > 1 else "float"
+    narrow = dtype in BITS or dtype in ("int8", "uint8", "int16", "uint16", "int32", "float16", "bfloat16") or dtype.startswith("float8")
+    placement = "float" if not narrow else "native" if readers & INTEGER or dtype == "int32" else "decoded"
     return StoredTensor(tensor.name, tensor.name, tuple(tensor.dims), dtype, placement, payload_bytes=byte_size(tensor))
 
 
@@ -134,37 +166,46 @@ def in_float(name: str, about: dict, constants: dict[str, TensorProto]) -> Store
 
 def compressed(name: str, about: dict, constants: dict[str, TensorProto]) -> StoredTensor:
     parts = {role: constants[file_name] for role, file_name in about["constants"].items()}
-    shape = tuple(about["shape"])
-    payload = sum(byte_size(parts[role]) for role in ("codes", "blocks") if role in parts)
-    zero_bytes = sum(byte_size(parts[role]) for role in ("zero_points", "block_zero_points") if role in parts)
-    rest = {"payload_bytes": payload, "scale_bytes": byte_size(parts["scales"]) if "scales" in parts else 0, "zero_point_bytes": zero_bytes}
-    if about["format"]["type"] == "float":
-        codes = numpy_helper.to_array(parts["codes"])
-        dtype = about["format"]["dtype"]
-        return StoredTensor(name, about["file_name"], shape, dtype, about["placement"], about["reason"], codes=codes if dtype == "float16" else codes.view(np.uint16), **rest)
-    bits = about["format"]["bits"]
-    scales = numpy_helper.to_array(parts["scales"]).astype(np.float32)
-    codes = unpacked(parts["blocks"], bits, shape) if "blocks" in parts else numpy_helper.to_array(parts["codes"]).astype(np.int16 if bits == 16 else np.int8)
-    zero = zero_points(parts, bits, tuple(about["scale_shape"]))
-    return StoredTensor(name, about["file_name"], shape, f"int{bits}", about["placement"], about["reason"], codes=codes, scales=scales, zero_points=zero, **rest)
+    arrays = {role: numpy_helper.to_array(tensor) for role, tensor in parts.items()}
+    shape, fmt = tuple(about["shape"]), about["format"]
+    sizes = {role: byte_size(tensor) for role, tensor in parts.items()}
+    if fmt["type"] == "float":
+        numbers = {"codes": arrays["codes"] if fmt["dtype"] == "float16" else arrays["codes"].view(np.uint16)}
+    else:
+        narrow = np.int16 if fmt["bits"] == 16 else np.int8
+        codes = unpacked(arrays["blocks"], fmt["bits"], shape) if "blocks" in arrays else arrays["codes"].astype(narrow)
+        zero = zero_points(arrays, fmt["bits"], tuple(about["scale_shape"]))
+        numbers = {"codes": codes, "scales": arrays["scales"].astype(np.float32), "zero_points": zero}
+    return StoredTensor(
+        name,
+        about["file_name"],
+        shape,
+        fmt["dtype"] if fmt["type"] == "float" else f"int{fmt['bits']}",
+        about["placement"],
+        about["reason"],
+        sizes.get("codes", 0) + sizes.get("blocks", 0),
+        sizes.get("scales", 0),
+        sizes.get("zero_points", 0) + sizes.get("block_zero_points", 0),
+        **numbers,
+    )
 
 
-def unpacked(tensor: TensorProto, bits: int, shape: tuple[int, ...]) -> np.ndarray:
-    """int8 codes in canonical shape from MatMulNBits's [rows, blocks, bytes]."""
-    packed = numpy_helper.to_array(tensor)
+def unpacked(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
+    """int8 codes in canonical shape from MatMulNBits's uint8 [rows, blocks, bytes]."""
     rows = unpack_low_first(packed, bits, packed.size * 8 // bits, signed=False).reshape(len(packed), -1)[:, : prod(shape[1:])]
     return (rows.astype(np.int16) - (1 << (bits - 1))).astype(np.int8).reshape(shape)
 
 
-def zero_points(parts: dict[str, TensorProto], bits: int, scale_shape: tuple[int, ...]) -> np.ndarray | None:
-    if "zero_points" in parts:
-        return numpy_helper.to_array(parts["zero_points"]).astype(np.int32)
-    if "block_zero_points" not in parts:
+def zero_points(arrays: dict[str, np.ndarray], bits: int, scale_shape: tuple[int, ...]) -> np.ndarray | None:
+    """int32 in the shape of the scales; None where the format is symmetric."""
+    if "zero_points" in arrays:
+        return arrays["zero_points"].astype(np.int32)
+    if "block_zero_points" not in arrays:
         return None
-    packed = numpy_helper.to_array(parts["block_zero_points"])
+    packed = arrays["block_zero_points"]
     rows = unpack_low_first(packed, bits, packed.size * 8 // bits, signed=False).reshape(len(packed), -1).astype(np.int32) - (1 << (bits - 1))
     if not scale_shape:
         return rows[0, 0]
-    blocks = parts["blocks"].dims[1]
+    blocks = arrays["blocks"].shape[1]
     columns = scale_shape[1] if len(scale_shape) == 2 else 1
-    return rows[:, :blocks : blocks // columns].reshape(scale_shape)
+    return rows[:, : blocks : blocks // columns].reshape(scale_shape)

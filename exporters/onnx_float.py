@@ -2,10 +2,9 @@
 
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import onnxscript.optimizer
@@ -45,6 +44,7 @@ def convert(network: Network) -> tuple[ir.Model, Found]:
     model = with_inputs_for(model, find(model.graph, weights), optimized)
     if network.framework == "keras":
         # Convolution kernels may be folded here: Keras's [*kernel, in, out] becomes ONNX's [out, in, *kernel], a bias enters its convolution.
+        biases_into_convolutions(model.graph)
         matrices = {name: weight for name, weight in weights.items() if "conv" not in weight.kind}
         model = with_inputs_for(model, find(model.graph, matrices), without_transposes)
     passes.ClearMetadataAndDocStringPass()(model)
@@ -127,5 +127,25 @@ def without_transposes(model: ir.Model) -> ir.Model:
         return ir.from_proto(ir.to_proto(ir.load(options.optimized_model_filepath)))
 
 
-def constants(values: Iterable[ir.Value | None]) -> list[np.ndarray | None]:
-    return [None if value is None or value.const_value is None else value.const_value.numpy() for value in values]
+def biases_into_convolutions(graph: ir.Graph) -> None:
+    """Keras adds a bias behind the transpose back to channels last, where ONNX Runtime does not always find it."""
+    for node in list(graph):
+        if node.op_type != "Add":
+            continue
+        moved = node.inputs[0].producer()
+        conv = None if moved is None or moved.op_type != "Transpose" else moved.inputs[0].producer()
+        bias = node.inputs[1].const_value
+        if conv is None or conv.op_type != "Conv" or bias is None or len(moved.outputs[0].uses()) != 1 or len(moved.inputs[0].uses()) != 1:
+            continue
+        order = list(moved.attributes["perm"].as_ints())
+        own = conv.inputs[2].const_value if len(conv.inputs) > 2 and conv.inputs[2] is not None else None
+        channels = conv.inputs[1].shape[0]
+        if order[-1] != 1 or bias.size != channels or bias.shape[-1] != channels or len(conv.inputs) > 2 and own is None:
+            continue
+        values = bias.numpy().reshape(-1) + (0 if own is None else own.numpy())
+        added = ir.val(f"{node.outputs[0].name}/bias", ir.DataType.FLOAT, [channels], const_value=ir.tensor(values, name=f"{node.outputs[0].name}/bias"))
+        graph.register_initializer(added)
+        conv.resize_inputs(3)
+        conv.replace_input_with(2, added)
+        node.outputs[0].replace_all_uses_with(moved.outputs[0], replace_graph_outputs=True)
+        graph.remove(node, safe=True)

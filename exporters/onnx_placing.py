@@ -16,12 +16,17 @@ PACKED = ("blocks", "gather_blocks")
 INT32 = np.iinfo(np.int32)
 
 
-def place(build: Builder, value: ir.Value, layout: Layout, stored: Stored, decision: Decision, uses: list[Use]) -> Scheme:
-    """Rewrites every node that computes with an initializer; the scheme that came of it, with the reasons of all its nodes. Refused if none fits."""
+def schemes_for(decision: Decision, uses: list[Use]) -> list[Scheme]:
+    """The kernel of every node that computes with the weight. Refused where one has none for it."""
     schemes = [kernel_for(use, decision) for use in uses]
     if any(s.kernel in PACKED for s in schemes) and not all(s.kernel in PACKED for s in schemes):
         schemes = [unpacked(s, decision) for s in schemes]
-    done = [PLACE[s.kernel](build, stored, use, decision) or s for s, use in zip(schemes, uses, strict=True)]
+    return schemes
+
+
+def place(build: Builder, value: ir.Value, layout: Layout, stored: Stored, decision: Decision, uses: list[Use]) -> Scheme:
+    """Rewrites every node that computes with an initializer; the scheme that came of it, with the reasons of all its nodes."""
+    done = [PLACE[s.kernel](build, stored, use, decision) or s for s, use in zip(schemes_for(decision, uses), uses, strict=True)]
     if any(s.kernel == "decode" for s in done):
         build.replace(value, in_layout(build, stored.decoded(), stored.shape, layout, stored.name))
     placement = "native" if all(s.placement == "native" for s in done) else "decoded"
@@ -38,7 +43,7 @@ def kernel_for(use: Use, decision: Decision) -> Scheme:
 
 def at_load(decision: Decision, why: str) -> Scheme:
     if isinstance(decision.format, IntFormat) and decision.format.bits == 2:
-        raise Refused(f"2-bit codes of {decision.name} cannot be expanded when the file is loaded ({why})")
+        raise Refused(f"2-bit codes cannot be expanded to float when the file is loaded, and {why}")
     return Scheme("decode", "decoded", f"expanded to float32 when the file is loaded: {why}")
 
 
@@ -82,8 +87,6 @@ def integer(build: Builder, stored: Stored, use: Use, decision: Decision) -> Non
     codes, scale, zero = activation(build, use.node)
     weight = build.node("Transpose", [stored.int8(use.rows)], f"{name}/transposed", perm=[1, 0])
     weight_scale, weight_zero = stored.scales(scales.shape), stored.zero_points(scales.shape)
-    if weight_zero is not None and decision.format.bits == 4:
-        weight_zero = build.cast(weight_zero, ir.DataType.INT8, f"{name}/zero_points_int8")
     if scales.ndim:
         weight_scale = stored.rows(weight_scale, use.rows)
         weight_zero = None if weight_zero is None else stored.rows(weight_zero, use.rows)

@@ -68,7 +68,8 @@ def matrix(shape: tuple[int, ...], fmt: IntFormat, activations) -> Scheme:
     if isinstance(activations, DynamicActivations) and fmt.bits <= 8:
         return blocks(shape, fmt, "activations are quantized by MatMulNBits, each block of inputs on its own")
     if fmt.bits >= 8:
-        return Scheme("decode", "decoded", f"int{fmt.bits} weights are {AT_LOAD}: ONNX Runtime's kernels for them quantize the activations too, or are slower than float")
+        why = "its kernels for them quantize the activations too, or are slower than float"
+        return Scheme("decode", "decoded", f"int{fmt.bits} weights are {AT_LOAD}: {why}")
     return blocks(shape, fmt, "")
 
 
@@ -103,7 +104,8 @@ def convolution(kind: str, fmt: IntFormat, activations) -> Scheme:
     if activations is None or kind == "recurrent":
         return Scheme("decode", "decoded", f"int{fmt.bits} weights are {AT_LOAD}" + (", activations stay float" if activations else ""))
     if isinstance(activations, DynamicActivations):
-        return Scheme("decode", "decoded", f"{AT_LOAD}, activations stay float: ConvInteger has one scale for all channels and is slower than a float convolution")
+        why = "ConvInteger has one scale for all channels and is slower than a float convolution"
+        return Scheme("decode", "decoded", f"{AT_LOAD}, activations stay float: {why}")
     if "transpose" in kind:
         return Scheme("decode", "decoded", f"{AT_LOAD}, activations stay float: ONNX Runtime has no integer ConvTranspose")
     if isinstance(fmt.granularity, PerGroup) or fmt.bits == 16:

@@ -70,11 +70,13 @@ class Stored:
         return found if shape == scales.shape else self.build.reshape(found, shape, f"{self.name}/scales_shaped")
 
     def zero_points(self, shape: tuple[int, ...]) -> ir.Value | None:
-        """Zero points of the codes' dtype in a shape of as many values, None where there are none."""
+        """Zero points, int8 or int16, in a shape of as many values; None where there are none."""
         zero = self.encoded.zero_points
         if zero is None:
             return None
         found = self.once("zero_points", lambda: zero.astype(CODES[self.encoded.format.bits]))
+        if self.encoded.format.bits == 4:  # before anything else: ONNX Runtime reshapes no 4-bit tensors
+            found = self.build.cast(found, INT8, f"{self.name}/zero_points_int8")
         return found if shape == zero.shape else self.build.reshape(found, shape, f"{self.name}/zero_points_shaped")
 
     def decoded(self) -> ir.Value:
@@ -110,7 +112,8 @@ class Stored:
             return self.scales(scales.shape)
         columns = scales.shape[1] if scales.ndim == 2 else 1
         column = self.scales((-1 if scales.ndim else 1, columns, 1))
-        wide = build.node("Expand", [column, build.integers(f"{self.name}/repeat", self.shape[0], columns, self.blocks // columns)], f"{self.name}/scales_repeated")
+        repeat = build.integers(f"{self.name}/repeat", self.shape[0], columns, self.blocks // columns)
+        wide = build.node("Expand", [column, repeat], f"{self.name}/scales_repeated")
         return build.reshape(wide, (self.shape[0], self.blocks), f"{self.name}/block_scales")
 
     def block_zero_points(self) -> ir.Value | None:

@@ -3,16 +3,18 @@
 8 bits: MatMulIntegerToFloat and QDQ convolutions. 2 and 4 bits, groups: MatMulNBits. What no kernel takes is expanded to float when the file is loaded.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from compress.artifact import Contents
 from compress.errors import ExportError, Refused
 from compress.formats import StaticActivations
+from compress.numerics import Encoded
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from exporters import METADATA_KEY, Placed, metadata, placements
-from exporters.onnx_schemes import Scheme, scheme_of
+from exporters.onnx_schemes import scheme_of
 
 SUFFIX = ".onnx"
 RUNTIME = "onnxruntime"
@@ -31,65 +33,85 @@ def place(decision: Decision, framework: str) -> Placed:
 
 
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
-    """Writes the file and returns what was done the runtime's own way. ExportError names the tensors that the graph does not show."""
+    """Writes the file and returns what was done the runtime's own way. ExportError, Refused: the tensors that cannot be placed, each named."""
     from exporters.onnx_float import float_model
-    from exporters.onnx_graph import Builder
+    from exporters.onnx_graph import Builder, uses_of
+    from exporters.onnx_static import quantize_activations
 
     placed = placements(small.plan, "onnx", small.network.framework, small.recipe.allow_float)
     model, found = float_model(small.network)
-    absent = [name for name in small.plan.compressed if name not in found]
-    if absent and not small.recipe.allow_float:
-        raise ExportError(f"the exported graph does not use {', '.join(absent)}: leave them out with a selector, or set allow_float: true")
+    stored = unplaced(small, placed, found)
+    values = {name: model.graph.initializers[found[name][0]] for name in placed if name not in stored}
+    uses = {name: uses_of(value, found[name][1], small.plan.compressed[name].shape) for name, value in values.items()}
+    stored |= without_kernel(small, uses, found)
+    wanted = {name: decision for name, decision in small.plan.compressed.items() if name not in stored}
+    layers = static_layers(wanted, uses)
     build = Builder(model.graph)
-    wanted = {name: d for name, d in small.plan.compressed.items() if placed[name].placement != "float" and name in found}
-    notes = list(small.network.notes)
-    stored, ranges = rewrite(small, model, build, found, wanted)
-    if ranges:
-        notes += STATIC_NOTES
-    stored |= {name: {"file_name": found[name][0], "placement": "float", "reason": placed[name].reason} for name in placed if name in found and name not in wanted}
-    stored |= {name: {"file_name": "", "placement": "float", "reason": "the exported graph does not use it"} for name in absent}
+    ranges = quantize_activations(small, model, build, layers) if layers else 0
+    for name, decision in wanted.items():
+        stored[name] = placed_weight(build, values[name], found[name][1], small.encoded[name], decision, uses[name])
     build.finish(model)
     save(small, model, stored, path)
-    return tuple(notes)
+    return (*small.network.notes, *(STATIC_NOTES if ranges else ()))
 
 
-def rewrite(small: Compressed, model, build, found, wanted: dict[str, Decision]) -> tuple[dict[str, dict[str, Any]], int]:
-    """Places every wanted tensor in the graph; what `read` needs to know of each, and the number of calibrated ranges."""
-    from exporters.onnx_graph import uses_of
-    from exporters.onnx_placing import kernel_for, place
-    from exporters.onnx_static import quantize_activations
+def unplaced(small: Compressed, placed: dict[str, Placed], found) -> dict[str, dict[str, Any]]:
+    """Tensors that stay float because no kernel takes their format, or that the graph does not show. ExportError for the latter, unless allowed."""
+    absent = [name for name in placed if name not in found]
+    if absent and not small.recipe.allow_float:
+        raise ExportError(f"the exported graph does not use {', '.join(absent)}: leave them out with a selector, or set allow_float: true")
+    kept = {name: in_float(found[name][0], how.reason) for name, how in placed.items() if how.placement == "float" and name in found}
+    return kept | {name: in_float("", "the exported graph does not use it") for name in absent}
+
+
+def without_kernel(small: Compressed, uses, found) -> dict[str, dict[str, Any]]:
+    """Tensors that a node of the graph cannot take, which their kind alone did not tell: tied ones. Refused names them, unless allowed in float."""
+    from exporters.onnx_placing import schemes_for
+
+    refused = {}
+    for name, own in uses.items():
+        try:
+            schemes_for(small.plan.compressed[name], own)
+        except Refused as error:
+            refused[name] = str(error)
+    if refused and not small.recipe.allow_float:
+        raise Refused("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
+    return {name: in_float(found[name][0], reason) for name, reason in refused.items()}
+
+
+def in_float(file_name: str, reason: str) -> dict[str, Any]:
+    return {"file_name": file_name, "placement": "float", "reason": reason}
+
+
+def static_layers(wanted: dict[str, Decision], uses) -> dict:
+    """The nodes whose activations are quantized with calibrated ranges, and their settings."""
+    from exporters.onnx_placing import schemes_for
+
+    static = {name: decision for name, decision in wanted.items() if isinstance(decision.activations, StaticActivations)}
+    return {
+        use.node: decision.activations
+        for name, decision in static.items()
+        for use, found in zip(uses[name], schemes_for(decision, uses[name]), strict=True)
+        if found.kernel in ("integer", "qlinear_conv")
+    }
+
+
+def placed_weight(build, value, layout, encoded: Encoded, decision: Decision, uses) -> dict[str, Any]:
+    """Puts one weight into the graph; what `read` needs to know of it."""
+    from exporters.onnx_placing import place
     from exporters.onnx_storing import Stored
 
-    values = {name: model.graph.initializers[found[name][0]] for name in wanted}
-    uses = {name: uses_of(values[name], found[name][1], decision.shape) for name, decision in wanted.items()}
-    layers = {}
-    for name, decision in wanted.items():
-        if isinstance(decision.activations, StaticActivations):
-            layers |= {use.node: decision.activations for use in uses[name] if kernel_for(use, decision).kernel in ("integer", "qlinear_conv")}
-    ranges = quantize_activations(small, model, build, layers) if layers else 0
-    described = {}
-    for name, decision in wanted.items():
-        stored = Stored(build, name, small.encoded[name])
-        try:
-            scheme = place(build, values[name], found[name][1], stored, decision, uses[name])
-        except Refused as error:
-            raise ExportError(f"{name}: {error}") from error
-        described[name] = describe(stored, scheme)
-    return described, ranges
-
-
-def describe(stored, scheme: Scheme) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    made = {role: value.name for role, value in stored.made.items()}
+    stored = Stored(build, decision.name, encoded)
+    scheme = place(build, value, layout, stored, decision, uses)
+    made = {role: constant.name for role, constant in stored.made.items()}
     return {
         "file_name": made.get("codes", made.get("blocks")),
         "placement": scheme.placement,
         "reason": scheme.reason,
         "constants": made,
         "shape": list(stored.shape),
-        "scale_shape": None if stored.encoded.scales is None else list(stored.encoded.scales.shape),
-        "format": asdict(stored.encoded.format),
+        "scale_shape": None if encoded.scales is None else list(encoded.scales.shape),
+        "format": asdict(encoded.format),
     }
 
 

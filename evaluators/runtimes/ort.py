@@ -44,9 +44,13 @@ def versions() -> dict[str, str]:
     import onnxruntime as ort
 
     found = cpu_flags()
+    if found & {"avx512_vnni", "avx_vnni"}:
+        kernels = "VNNI"
+    else:
+        kernels = "dot product" if "asimddp" in found else "without VNNI: sums of two 8-bit products may saturate"
     return {
         "onnxruntime": ort.__version__,
-        "onnxruntime int8 kernels": "VNNI" if found & {"avx512_vnni", "avx_vnni"} else "dot product" if "asimddp" in found else "without VNNI: 8-bit pairs may saturate",
+        "onnxruntime int8 kernels": kernels,
         "cpu features": ", ".join(flag for flag in FLAGS if flag in found) or "unknown",
     }
 
