@@ -30,8 +30,7 @@ LEFT = "TFLiteConverter left it so; in its dynamic mode it leaves weights of les
 def place(decision: Decision, framework: str) -> Placed:
     """How TFLiteConverter stores one tensor. Refused where it has no such mode."""
     fmt, activations = decision.format, decision.activations
-    if framework != "keras":
-        raise Refused("TFLiteConverter quantizes Keras models only; other models come to LiteRT through the exporter litert")
+    check_framework(framework)
     if isinstance(fmt, FloatFormat):
         if fmt.dtype != "float16" or activations is not None:
             raise Refused(f"TFLiteConverter has float16 weights with float activations, not {fmt} with {activations or 'float activations'}")
@@ -45,8 +44,14 @@ def place(decision: Decision, framework: str) -> Placed:
     return Placed("native", OWN_SCALES)
 
 
+def check_framework(framework: str) -> None:
+    if framework != "keras":
+        raise Refused("TFLiteConverter takes Keras models only; other models come to LiteRT through the exporter litert")
+
+
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
     """Converts and quantizes in one go. ExportError where nothing was quantized."""
+    check_framework(small.network.framework)
     converter = keras_converter(small.network)
     configure(converter, small)
     try:

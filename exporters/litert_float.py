@@ -13,13 +13,14 @@ from compress.errors import Refused
 from compress.network import COMPRESSIBLE, Network
 from exporters import tflite_file
 from exporters.litert_matching import Layout, match
-from exporters.litert_unfolding import flatten_biases, unfold
+from exporters.litert_unfolding import flatten_biases, restore_biases, unfold
 
 
 @dataclass(frozen=True, eq=False)
 class FloatFile:
     """data as the converter wrote it; unfolded: with the weights' own values where it had folded factors into them.
 
+    unclear: weights of linear layers, by the file's names, in whose bias the converter folded more than was undone.
     inputs and outputs: for each of the network's own, its position among those of the file; -1 where the converter dropped it as unused.
     """
 
@@ -28,6 +29,7 @@ class FloatFile:
     layouts: Mapping[str, tuple[Layout, ...]]  # of every layer weight that was found, by the plan's name
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    unclear: frozenset[str] = frozenset()
 
 
 CONVERTED: WeakKeyDictionary[Network, FloatFile] = WeakKeyDictionary()
@@ -45,13 +47,18 @@ def convert(network: Network) -> FloatFile:
     model = tflite_file.parse(data, "the converted model")
     if drop_input(model, len(network.inputs)):
         data = tflite_file.serialized(model)
-    layers = {name: weight for name, weight in network.weights().items() if weight.kind in COMPRESSIBLE}
+    weights = network.weights()
+    layers = {name: weight for name, weight in weights.items() if weight.kind in COMPRESSIBLE}
     layouts = match(model, layers)
     order = positions(model, len(network.inputs))
     taken = [layout.file_name for found in layouts.values() for layout in found]
+    changed = flatten_biases(model)
     missing = unfold(model, {name: layers[name] for name, found in layouts.items() if not found}, taken)
-    changed = flatten_biases(model) or bool(missing)
-    return FloatFile(data, tflite_file.serialized(model) if changed else data, layouts | missing, *order)
+    layouts |= missing
+    found = [(layout, layers[name].value) for name, places in layouts.items() for layout in places]
+    restored, unclear = restore_biases(model, found, [weight.value for weight in weights.values() if weight.value.ndim == 1])
+    changed = changed or restored or bool(missing)
+    return FloatFile(data, tflite_file.serialized(model) if changed else data, layouts, *order, unclear)
 
 
 def from_pytorch(network: Network) -> bytes:

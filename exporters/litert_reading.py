@@ -24,9 +24,11 @@ EXPANDED = "DEQUANTIZE expands it to float32 when the model loads"
 def read(path: Path) -> Contents:
     """Constants, operators, inputs and outputs of a .tflite file. BrokenFile where it is damaged."""
     model = tflite_file.parse(path.read_bytes(), path.name)
-    about = told_by(model, path.name)
     try:
+        about = told_by(model, path.name)
         return Contents("tflite", inputs(model, about), outputs(model, about), tuple(tensors(model, about)), tflite_file.operators(model), about, ranges(model))
+    except BrokenFile:
+        raise
     except (*tflite_file.DAMAGE, KeyError) as error:
         raise BrokenFile(f"{path.name}: its tensors, quantization and metadata do not fit together: {error!r}") from error
 
@@ -104,7 +106,7 @@ def stored(model: Any, place: tflite_file.Place, name: str, reason: str, layout:
     if place.dtype == "float32":
         return StoredTensor(name, place.name, layout.canonical if layout else place.shape, place.dtype, "float", reason, **facts)
     codes = tflite_file.values(model, place) if tflite_file.is_dense(place) else None
-    codes = layout.to_canonical(codes) if layout else codes
+    codes = None if codes is None else np.array(layout.to_canonical(codes) if layout else codes)  # a copy: the file's bytes are not kept
     shape = place.shape if codes is None else codes.shape
     scales, zero_points = numbers(model, place)
     return StoredTensor(name, place.name, shape, place.dtype, placement, cause or reason, **facts, codes=codes, scales=scales, zero_points=zero_points)

@@ -1,9 +1,11 @@
 """Undoes what a converter folded into a weight, so that the file holds the weight itself.
 
 Scales behind and in front of a layer, as attention's 1 / sqrt(d) and a layer norm's gamma, end up in its weight as w'[o, i] = f[o] w[o, i] g[i].
-The file then computes f (w (g x) + b / f) instead: the model's own operations, in another order.
+The file then computes f (w (g x) + b / f) instead: the model's own operations, in another order. A vector added in front of a linear layer, as a
+layer norm's beta, ends up in its bias as w c + b, with the float weight: it has to come out as well, since the file is going to hold another w.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -132,21 +134,86 @@ def unscale(model: Any, scaled: Scaled, value: np.ndarray) -> bool:
 
 def multiply_input(model: Any, graph: Any, operator: Any, factors: np.ndarray) -> float:
     """Lets a linear layer read its input times the factors; what is left to multiply where a MUL is there that gives a multiple of it."""
+    for other, constant in earlier(model, graph, operator, "MUL"):
+        rest = proportion(factors, constant) if constant.shape == factors.shape else None
+        if rest:
+            operator.inputs[0] = other.outputs[0]
+            return rest
+    insert_before(model, graph, operator, "MUL", factors)
+    return 1.0
+
+
+def restore_biases(model: Any, layers: Iterable[tuple[Layout, np.ndarray]], vectors: Iterable[np.ndarray]) -> tuple[bool, frozenset[str]]:
+    """Undoes w c + b in the biases of linear layers, in place. c and b are among the network's own `vectors`, or c is one number.
+
+    Whether there was one, and the weights (by the file's names) whose bias is neither the network's own nor explained.
+    """
+    by_size = defaultdict(list)
+    for vector in vectors:
+        by_size[vector.size].append(vector)
+    weights = {layout.file_name: value for layout, value in layers if value.ndim == 2}
+    changed, unclear = False, set()
+    for graph in model.subgraphs:
+        for operator in list(graph.operators):
+            if tflite_file.operator_name(model, operator) != "FULLY_CONNECTED" or len(operator.inputs) < 3 or operator.inputs[2] < 0:
+                continue
+            name = tflite_file.Place(graph, operator.inputs[1]).name
+            held = tflite_file.values(model, tflite_file.Place(graph, operator.inputs[2])).ravel()
+            own = [np.zeros_like(held), *by_size[held.size]]
+            if name in weights and not any(equal(held, b) for b in own):
+                restored = restore_bias(model, graph, operator, weights[name], held, own, by_size[weights[name].shape[1]])
+                changed |= restored
+                if not restored:
+                    unclear.add(name)
+    return changed, frozenset(unclear)
+
+
+def restore_bias(model: Any, graph: Any, operator: Any, weight: np.ndarray, held: np.ndarray, own: list[np.ndarray], added: list[np.ndarray]) -> bool:
+    """Gives one linear layer the b of `own` and the c of `added` with held = w c + b; False where there are none."""
+    sizes = np.abs(weight)
+    products = [(c, weight @ c, sizes @ np.abs(c)) for c in added]
+    for b in own:
+        repeated = scalar(held - b, weight)
+        for c, through, size in (*products, (repeated, weight @ repeated, sizes @ np.abs(repeated))):
+            if np.all(np.abs(held - through - b) <= TOLERANCE * (size + np.abs(b))):  # sums in float32 err by what they add up, not by their result
+                name = f"{tflite_file.Place(graph, operator.inputs[2]).name}_own{len(graph.tensors)}"
+                operator.inputs[2] = tflite_file.add_tensor(graph, name, b.shape, tflite_file.add_buffer(model, b))
+                add_input(model, graph, operator, c)
+                return True
+    return False
+
+
+def scalar(through: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The vector of one number repeated that a weight brings nearest to `through`."""
+    sums = weight.sum(1)
+    return np.full(weight.shape[1], through @ sums / max(sums @ sums, np.finfo(np.float32).tiny), np.float32)
+
+
+def add_input(model: Any, graph: Any, operator: Any, vector: np.ndarray) -> None:
+    """Lets a linear layer read its input plus a vector, from an ADD that is there already or a new one."""
+    for other, constant in earlier(model, graph, operator, "ADD"):
+        if constant.shape == vector.shape and equal(constant, vector):
+            operator.inputs[0] = other.outputs[0]
+            return
+    insert_before(model, graph, operator, "ADD", vector)
+
+
+def earlier(model: Any, graph: Any, operator: Any, name: str) -> Iterable[tuple[Any, np.ndarray]]:
+    """Operators that apply a float32 constant to what a linear layer reads, and run before it, with their constants."""
     given = operator.inputs[0]
     for other in graph.operators[: graph.operators.index(operator)]:
-        if tflite_file.operator_name(model, other) == "MUL" and given in other.inputs and not other.builtinOptions.fusedActivationFunction:
+        if tflite_file.operator_name(model, other) == name and given in other.inputs and not other.builtinOptions.fusedActivationFunction:
             constant = tflite_file.Place(graph, next((i for i in other.inputs if i != given), given))
-            is_constant = model.buffers[constant.tensor.buffer].data is not None and constant.shape == factors.shape
-            rest = proportion(factors, tflite_file.values(model, constant)) if is_constant else None
-            if rest:
-                operator.inputs[0] = other.outputs[0]
-                return rest
-    source = tflite_file.Place(graph, given)
-    constant = tflite_file.add_tensor(graph, f"{source.name}_factor{len(graph.tensors)}", factors.shape, tflite_file.add_buffer(model, factors))
-    scaled = tflite_file.add_tensor(graph, f"{source.name}_scaled{len(graph.tensors)}", source.shape, 0)
-    graph.operators.insert(graph.operators.index(operator), multiplication(model, given, constant, scaled))
-    operator.inputs[0] = scaled
-    return 1.0
+            if constant.dtype == "float32" and model.buffers[constant.tensor.buffer].data is not None:
+                yield other, tflite_file.values(model, constant)
+
+
+def insert_before(model: Any, graph: Any, operator: Any, name: str, vector: np.ndarray) -> None:
+    source = tflite_file.Place(graph, operator.inputs[0])
+    constant = tflite_file.add_tensor(graph, f"{source.name}_{name}{len(graph.tensors)}", vector.shape, tflite_file.add_buffer(model, vector))
+    made = tflite_file.add_tensor(graph, f"{source.name}_{name}{len(graph.tensors)}", source.shape, 0)
+    graph.operators.insert(graph.operators.index(operator), elementwise(model, name, source.index, constant, made))
+    operator.inputs[0] = made
 
 
 def divide_bias(model: Any, graph: Any, operator: Any, factor: np.ndarray) -> None:
@@ -164,16 +231,20 @@ def multiply_output(model: Any, graph: Any, operator: Any, factors: np.ndarray) 
     factors = factors[:1].reshape(()) if proportion(factors, np.ones_like(factors)) else factors
     constant = tflite_file.add_tensor(graph, f"{output.name}_factor", factors.shape, tflite_file.add_buffer(model, factors))
     between = tflite_file.add_tensor(graph, f"{output.name}_unscaled", output.shape, 0)
-    multiply = multiplication(model, between, constant, output.index)
+    multiply = elementwise(model, "MUL", between, constant, output.index)
     multiply.builtinOptions.fusedActivationFunction = operator.builtinOptions.fusedActivationFunction
     operator.builtinOptions.fusedActivationFunction = schema.ActivationFunctionType.NONE
     operator.outputs = [between]
     graph.operators.insert(graph.operators.index(operator) + 1, multiply)
 
 
-def multiplication(model: Any, tensor: int, constant: int, output: int) -> Any:
-    multiply = schema.OperatorT()
-    multiply.opcodeIndex = tflite_file.operator_code(model, "MUL")
-    multiply.builtinOptionsType, multiply.builtinOptions = schema.BuiltinOptions.MulOptions, schema.MulOptionsT()
-    multiply.inputs, multiply.outputs = [tensor, constant], [output]
-    return multiply
+def elementwise(model: Any, name: str, tensor: int, constant: int, output: int) -> Any:
+    """A new MUL or ADD."""
+    operator = schema.OperatorT()
+    operator.opcodeIndex = tflite_file.operator_code(model, name)
+    operator.builtinOptionsType, operator.builtinOptions = {
+        "MUL": (schema.BuiltinOptions.MulOptions, schema.MulOptionsT()),
+        "ADD": (schema.BuiltinOptions.AddOptions, schema.AddOptionsT()),
+    }[name]
+    operator.inputs, operator.outputs = [tensor, constant], [output]
+    return operator

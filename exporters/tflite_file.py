@@ -67,9 +67,9 @@ def parse(data: bytes, name: str) -> Any:
             check_tensor(model, place, name)
         for graph in model.subgraphs:
             check_graph(model, graph, name)
+    except BrokenFile:
+        raise
     except DAMAGE as error:
-        if isinstance(error, BrokenFile):
-            raise
         raise BrokenFile(f"{name}: damaged or truncated .tflite file: {type(error).__name__}: {error}") from error
     return model
 

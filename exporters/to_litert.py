@@ -21,6 +21,7 @@ OWN_NUMBERS = False
 
 BLOCKS = (32, 64, 128, 256)
 SLOW = "int16 activations run in LiteRT's reference kernels, not in XNNPACK: they are slow"
+FOLDED = "the converter folded constants around these layers into their biases, with the float weights: "
 LOOKED_UP = "rows are expanded to float32 as they are looked up"
 
 
@@ -115,7 +116,10 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     written, notes = litert_placing.quantize(model, given, calibrated)
     check_loads(written)
     path.write_bytes(written)
-    return (*notes, SLOW) if activations is not None and activations.bits == 16 else notes
+    if activations is not None and activations.bits == 16:
+        notes = (*notes, SLOW)
+    unclear = [name for name in wanted if any(layout.file_name in converted.unclear for layout in converted.layouts[name])]
+    return (*notes, FOLDED + ", ".join(unclear)) if unclear else notes
 
 
 def check_loads(data: bytes) -> None:
