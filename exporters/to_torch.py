@@ -1,11 +1,13 @@
 """Writes a .pt2 by torch.export: the core's codes and scales with the operators that compute on them."""
 
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compress.artifact import Contents
 from compress.errors import ExportError, Refused
+from compress.network import Weight
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from compress.samples import samples
@@ -89,20 +91,18 @@ def keras_program(network: Any) -> Any:
 
 def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, dict[str, Any]]]:
     """The module computing with the core's codes, and what the file's metadata says about each planned tensor."""
-    from exporters.torch_graph import Builder, find_sites, root
+    from exporters.torch_graph import Builder, find_sites
     from exporters.torch_kernels import place_site, static_site
 
-    network = small.network
-    placed = placements(small.plan, "torch", network.framework, small.recipe.allow_float)
+    placed = placements(small.plan, "torch", small.network.framework, small.recipe.allow_float)
     choices = {name: choose(small.plan.compressed[name]) for name, found in placed.items() if found.placement != "float"}
-    weights = {name: weight for name, weight in network.weights().items() if name in placed}
-    aliases = None if network.framework == "keras" else {alias: w.name for w in weights.values() for alias in (w.name, *w.tied)}
-    sites = find_sites(module, {name: weight.value for name, weight in weights.items()}, aliases)
+    weights = small.network.weights()
+    kept = kept_in_float(small, module, weights, {name: found.reason for name, found in placed.items() if name not in choices})
+    aliases = None if small.network.framework == "keras" else {alias: w.name for w in weights.values() for alias in (w.name, *w.tied)}
+    sites = find_sites(module, {name: weights[name].value for name in choices}, aliases)
     repeated = frozenset(name for name, choice in choices.items() if choice.way == "static" and not small.encoded[name].scales.ndim)
     builder, static = Builder(module, small.encoded, repeated), {}
     for site in sites:
-        if site.name not in choices:
-            continue
         node = static_site(builder, site) if choices[site.name].way == "static" else None
         if node is None:
             place_site(builder, site, choices[site.name])
@@ -113,9 +113,17 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
 
         module.recompile()
         module = quantize_static(builder, static, the_static_activations(small, set(static.values())), batches(small))
-    in_graph = {site.name: root(site.source).target for site in sites if site.name not in choices}
-    kept = {n: {"file_name": in_graph.get(n, n), "placement": "float", "reason": p.reason} for n, p in placed.items() if n not in choices}
     return module, kept | {name: described(builder, name) for name in choices}
+
+
+def kept_in_float(small: Compressed, module: Any, weights: Mapping[str, Weight], refused: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The metadata of tensors that stay in float: those that were refused, and every other one where the graph does not use the plan's names."""
+    from exporters.torch_graph import names_by_value
+
+    names = {name: name for name in refused}
+    if small.network.framework == "keras":
+        names = names_by_value(module, {d.name: weights[d.name].value for d in small.plan.decisions if d.format is None or d.name in refused})
+    return {name: {"file_name": target, "placement": "float", "reason": refused.get(name, "")} for name, target in names.items()}
 
 
 def the_static_activations(small: Compressed, names: set[str]) -> Any:
@@ -154,10 +162,11 @@ def save(small: Compressed, module: Any, stored: dict[str, dict[str, Any]], path
     """Exports the module again and writes it without dead constants, example inputs and source locations."""
     import torch
 
-    from exporters.torch_graph import drop_dead, strip
+    from exporters.torch_graph import drop_dead_constants, drop_dead_operators, strip
 
     kept = {entry[part] for entry in stored.values() for part in ("file_name", "scales", "zero_points") if entry.get(part)}
-    drop_dead(module, kept)
+    drop_dead_operators(module)
+    drop_dead_constants(module, kept)
     with torch.no_grad():
         program = torch.export.export(module, example(small.network))
     strip(program)

@@ -21,6 +21,7 @@ from compress.numerics import Encoded, pack_low_first
 aten = torch.ops.aten
 LAYOUT_OPS = (aten.permute.default, aten.transpose.int, aten.t.default, aten.view.default, aten.reshape.default, aten.contiguous.default)
 LAYOUT_OPS += (aten.clone.default, aten.alias.default, aten.detach.default, aten.numpy_T.default, aten.unsqueeze.default, aten.squeeze.dim)
+CASTS = (aten.to.dtype, aten.to.dtype_layout)  # Keras casts everything to what it is already
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default)  # those with an int8 kernel
 
 
@@ -58,7 +59,10 @@ def flat_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
     output = next(node for node in module.graph.nodes if node.op == "output")
     output.args = (tuple(node for node in torch.utils._pytree.tree_leaves(output.args[0]) if isinstance(node, fx.Node)),)
     module.graph.set_codegen(fx.graph.CodeGen())
-    module.recompile()
+    for node in module.graph.nodes:
+        if node.target in CASTS and node.meta["val"].dtype == node.args[0].meta["val"].dtype:
+            node.replace_all_uses_with(node.args[0])
+    drop_dead_operators(module)
     return module
 
 
@@ -276,22 +280,33 @@ def stored_scales(encoded: Encoded, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.broadcast_to(np.asarray(encoded.scales, np.float32), shape).copy()).to(getattr(torch, encoded.format.scale_dtype))
 
 
-def root(node: fx.Node) -> fx.Node:
-    """The constant behind operators that only move its elements."""
-    return node if node.op == "get_attr" else root(node.args[0])
+def names_by_value(module: fx.GraphModule, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Weight names to the graph's constants of the same values in any layout, each constant once: for graphs whose own names tell nothing."""
+    found, left = {}, dict(weights)
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = constant(module, node.target).detach().numpy()
+        name = next((n for n, w in left.items() if w.size == value.size and (layout_of(w, value) or np.allclose(w.ravel(), value.ravel(), rtol=1e-5))), None)
+        if name is not None:
+            found[name] = node.target
+            del left[name]
+    return found
 
 
-def drop_dead(module: fx.GraphModule, kept: set[str]) -> None:
-    """Removes operators without effect and constants that nothing reads, except those named in `kept`."""
+def drop_dead_operators(module: fx.GraphModule) -> None:
+    """Removes operators whose result nobody reads, and the assertions that keep some of them alive."""
     for node in module.graph.find_nodes(op="call_function", target=aten._assert_tensor_metadata.default):
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def drop_dead_constants(module: fx.GraphModule, kept: set[str]) -> None:
+    """Removes constants that nothing reads, except those named in `kept`."""
     read = {node.target for node in module.graph.nodes if node.op == "get_attr"} | kept
     for name in [*dict(module.named_parameters(remove_duplicate=False)), *dict(module.named_buffers(remove_duplicate=False))]:
         if name not in read:
             path, _, leaf = name.rpartition(".")
             delattr(module.get_submodule(path), leaf)
-    module.recompile()
 
 
 def strip(program: torch.export.ExportedProgram) -> None:
