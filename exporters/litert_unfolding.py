@@ -80,10 +80,10 @@ def rank_one(rows: np.ndarray, theirs: np.ndarray, with_inputs: bool) -> tuple[n
     outputs, inputs = least_squares(rows, theirs), np.ones(rows.shape[1], np.float32)
     if with_inputs and maybe_rank_one(rows, theirs):
         for _ in range(ITERATIONS):
-            if equal(theirs, rows * outputs[:, None] * inputs):
-                break
-            inputs = least_squares((rows * outputs[:, None]).T, theirs.T)
+            before, inputs = outputs, least_squares((rows * outputs[:, None]).T, theirs.T)
             outputs = least_squares(rows * inputs, theirs)
+            if np.allclose(outputs, before, rtol=1e-6, atol=0):  # float32 tells no more apart
+                break
     fits = outputs.all() and equal(theirs, rows * outputs[:, None] * inputs)
     return (outputs, inputs) if fits else None
 
