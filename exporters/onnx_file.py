@@ -160,7 +160,9 @@ def stored_tensors(told: dict, constants: dict[str, TensorProto], path: Path) ->
 
 
 def in_float(name: str, about: dict, constants: dict[str, TensorProto]) -> StoredTensor:
-    tensor = constants.get(about["file_name"], TensorProto())
+    if not about["file_name"]:  # the graph does not use it
+        return StoredTensor(name, "", (), "none", "float", about["reason"])
+    tensor = constants[about["file_name"]]
     return StoredTensor(name, tensor.name, tuple(tensor.dims), dtype_name(tensor.data_type), "float", about["reason"], byte_size(tensor))
 
 

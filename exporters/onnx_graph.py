@@ -46,8 +46,11 @@ def moved_by(node: ir.Node, index: np.ndarray) -> list[np.ndarray] | None:
         return [index.transpose(node.attributes["perm"].as_ints())]
     if node.op_type == "Reshape":
         return [index.reshape([index.shape[i] if n == 0 else int(n) for i, n in enumerate(rest[0])])]
-    if node.op_type == "Split" and rest:
-        return np.split(index, np.cumsum(rest[0])[:-1], axis=attribute(node, "axis", 0))
+    if node.op_type == "Split":
+        axis, parts = attribute(node, "axis", 0), len(node.outputs)
+        equal = -(-index.shape[axis] // parts)  # all but the last, which takes what is left
+        sizes = rest[0] if rest else [equal] * (parts - 1)
+        return np.split(index, np.cumsum(sizes)[: parts - 1], axis=axis)
     return None
 
 
