@@ -38,7 +38,7 @@ def torch_linear() -> Case:
 
 
 def torch_conv() -> Case:
-    return torch_case(seeded().Conv2d(16, 32, 3, padding=1), input=noise(16, 8, 8))
+    return torch_case(seeded().Conv2d(32, 32, 3, padding=1), input=noise(32, 8, 8))
 
 
 def torch_cnn() -> Case:
