@@ -186,7 +186,7 @@ def compressed(name: str, about: dict, constants: dict[str, TensorProto]) -> Sto
         about["placement"],
         about["reason"],
         sizes.get("codes", 0) + sizes.get("blocks", 0),
-        sizes.get("scales", 0),
+        sizes.get("scales", 0) + sizes.get("kernel_scales", 0),
         sizes.get("zero_points", 0) + sizes.get("block_zero_points", 0),
         **numbers,
     )

@@ -13,7 +13,7 @@ from exporters.onnx_storing import FLOAT, Stored, in_layout
 
 SEES = {"MatMul": "linear", "Gemm": "linear", "Gather": "embedding"}  # the layer kind that a node makes of a tied weight
 PACKED = ("blocks", "gather_blocks")
-INT32 = np.iinfo(np.int32)
+BIAS_REACH = np.float32(2**30)  # of int32's 2^31: room for the products that the accumulator adds
 
 
 def schemes_for(decision: Decision, uses: list[Use]) -> list[Scheme]:
@@ -130,23 +130,40 @@ def gather_blocks(build: Builder, stored: Stored, use: Use, decision: Decision) 
 
 
 def qlinear_conv(build: Builder, stored: Stored, use: Use, decision: Decision) -> Scheme | None:
-    """DequantizeLinear for weight and bias. A bias that int32 cannot hold at the accumulator's scale leaves the convolution in float, and says so."""
+    """DequantizeLinear for weight and bias, which ONNX Runtime fuses to QLinearConv."""
     node, name, scales = use.node, stored.name, stored.encoded.scales
+    codes, scale, reason = stored.int8((0, stored.shape[0])), stored.scales(scales.shape), None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    scale_in = node.inputs[0].producer().inputs[1]
     if bias is not None:
-        step = np.broadcast_to(scales * scale_in.const_value.numpy(), bias.shape).astype(np.float32)
-        codes = np.rint(bias.const_value.numpy() / step)
-        lost = int(((codes < INT32.min) | (codes > INT32.max)).sum())
-        if lost:
-            return at_load(decision, f"the bias of {lost} channel(s) does not fit int32 at the scale of input times weight")
-        fine = build.node("Mul", [stored.scales(scales.shape), scale_in], f"{name}/bias_scale")
-        integers = build.constant(f"{name}/bias", codes.astype(np.int32))
+        scale_in = node.inputs[0].producer().inputs[1]
+        values, step_in = bias.const_value.numpy(), scale_in.const_value.numpy()
+        least = np.abs(values) / (step_in * BIAS_REACH)  # the smallest weight scales that keep the bias inside int32
+        if np.any(least > np.abs(scales)):
+            codes, scale, reason = coarser(build, stored, codes, scale, least)
+        steps = np.maximum(np.abs(scales), least) * np.sign(scales) * step_in
+        integers = build.constant(f"{name}/bias", np.rint(values / steps).astype(np.int32))
+        fine = build.node("Mul", [scale, scale_in], f"{name}/bias_scale")
         node.replace_input_with(2, build.node("DequantizeLinear", [integers, fine], f"{name}/bias_float", axis=0))
-    axis = {"axis": 0} if scales.ndim else {}
-    weight = build.node("DequantizeLinear", [stored.int8((0, stored.shape[0])), stored.scales(scales.shape)], f"{name}/weight", **axis)
-    node.replace_input_with(1, weight)
-    return None
+    axis = {"axis": 0} if scales.ndim or reason else {}
+    node.replace_input_with(1, build.node("DequantizeLinear", [codes, scale], f"{name}/weight", **axis))
+    return reason and Scheme("qlinear_conv", "native", reason)
+
+
+def coarser(build: Builder, stored: Stored, codes: ir.Value, scale: ir.Value, least: np.ndarray) -> tuple[ir.Value, ir.Value, str]:
+    """Codes and scales as the kernel gets them where some channel's weights are so small that its bias overflows int32 at their scale.
+
+    The file keeps the core's; folding at load rounds these channels' codes to the smallest scale that holds the bias. A weight moves by at
+    most half such a scale, all of a channel's products together by at most inputs * 2^-23 of its bias.
+    """
+    name, scales = stored.name, stored.encoded.scales
+    kernel = np.broadcast_to(np.maximum(np.abs(scales), least) * np.sign(scales), least.shape).astype(np.float32)
+    few = stored.once("kernel_scales", lambda: kernel)
+    column = (-1, *[1] * (len(stored.shape) - 1))
+    ratio = build.reshape(build.node("Div", [scale, few], f"{name}/ratio"), column, f"{name}/ratios")
+    moved = build.node("Mul", [build.cast(codes, FLOAT, f"{name}/codes_float"), ratio], f"{name}/coarse")
+    rounded = build.cast(build.node("Round", [moved], f"{name}/rounded"), ir.DataType.INT8, f"{name}/codes_kernel")
+    count = int((least > np.abs(scales)).sum())
+    return rounded, few, f"the bias of {count} channel(s) overflows int32 at the scale of their tiny weights, which are rounded to a coarser one at load"
 
 
 PLACE: dict[Kernel, object] = {

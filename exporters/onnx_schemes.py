@@ -68,7 +68,7 @@ def matrix(shape: tuple[int, ...], fmt: IntFormat, activations) -> Scheme:
     if isinstance(activations, DynamicActivations) and fmt.bits <= 8:
         return blocks(shape, fmt, "activations are quantized by MatMulNBits, each block of inputs on its own")
     if fmt.bits >= 8:
-        why = "its kernels for them quantize the activations too, or are slower than float"
+        why = "ONNX Runtime's kernels for them quantize the activations too, or are slower than float"
         return Scheme("decode", "decoded", f"int{fmt.bits} weights are {AT_LOAD}: {why}")
     return blocks(shape, fmt, "")
 

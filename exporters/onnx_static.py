@@ -17,6 +17,7 @@ from exporters.onnx_graph import Builder
 
 SAME_RANGE = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")  # they move or pick values
 INTEGER = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")  # ONNX Runtime has integer kernels for them
+TAKEN_OVER = ("Conv", "ConvTranspose", "Gemm")  # whose float weights ONNX Runtime quantizes itself between integer tensors
 FUSED = ("Relu", "Clip")  # a rounding to the range behind them does their work
 
 Layers = Mapping[ir.Node, StaticActivations]
@@ -123,10 +124,24 @@ def surround(build: Builder, value: ir.Value, parameters: tuple[ir.Value, ir.Val
     codes = build.node("QuantizeLinear", [value, *parameters], f"{value.name}/quantized")
     back = build.node("DequantizeLinear", [codes, *parameters], f"{value.name}/dequantized")
     back.type, back.shape = value.type, value.shape
+    shielded = None
     for node, slot in readers:
-        if value in marks.made or node in marks.nodes:
+        if node in marks.nodes:
             node.replace_input_with(slot, back)
+        elif value in marks.made:
+            if node.op_type in TAKEN_OVER and shielded is None:
+                shielded = shield(build, value.name, back, parameters)
+            node.replace_input_with(slot, shielded if node.op_type in TAKEN_OVER else back)
     if value.is_graph_output() and value in marks.made:
         index = build.graph.outputs.index(value)
         name, value.name = value.name, build.fresh(f"{value.name}_float")
         build.graph.outputs[index], back.name = back, name
+
+
+def shield(build: Builder, name: str, back: ir.Value, parameters: tuple[ir.Value, ir.Value]) -> ir.Value:
+    """The same values behind a Clip to what uint8 reaches. Between DequantizeLinear and QuantizeLinear alone, ONNX Runtime's
+    WeightBiasQuantization would give the float weights of a convolution int8 scales of its own, and tell nobody.
+    """
+    scale, zero = (parameter.const_value.numpy() for parameter in parameters)
+    ends = [build.constant(f"{name}/{what}", np.float32(code - float(zero)) * scale) for what, code in (("lowest", 0), ("highest", 255))]
+    return build.node("Clip", [back, *ends], f"{name}/kept_float")

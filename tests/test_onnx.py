@@ -162,18 +162,34 @@ def test_static_convolutions_fuse_and_stay_integer_in_between(tmp_path):
     assert not set(found) & {"Conv", "Add", "Relu", "Clip"}
 
 
-def test_a_bias_beyond_int32_leaves_its_convolution_in_float_and_says_so(tmp_path):
+def test_a_bias_beyond_int32_keeps_its_integer_kernel_and_its_value(tmp_path):
     torch.manual_seed(4)
     conv = torch.nn.Conv2d(3, 4, 3)
     with torch.no_grad():
         conv.weight[1] *= 1e-9  # a dead channel, as folded batch norms leave them
         conv.bias[1] = 1.0
     data = RANDOM.normal(size=(8, 3, 8, 8)).astype(np.float32)
-    artifact = exporters.export(compress(conv, recipe(INT8, StaticActivations()), calibration=data), tmp_path / "m.onnx")
+    small = compress(conv, recipe(INT8, StaticActivations()), calibration=data)
+    artifact = exporters.export(small, tmp_path / "m.onnx")  # compares the codes and scales in the file with the core's
     stored = next(t for t in artifact.tensors if t.name == "weight")
-    assert stored.placement == "decoded" and "1 channel(s) does not fit int32" in stored.reason
-    got = runtime.load(artifact, 1).run({"input": data[:1]})[0]
-    assert np.abs(got[0, 1] - 1.0).max() < 0.02  # one step of an output range of about [-2, 2] is 0.016
+    assert stored.placement == "native" and "bias of 1 channel(s) overflows int32" in stored.reason
+    assert kernels(artifact.path, tmp_path)["QLinearConv"] == 1
+    got, expected = (run({"input": data[:1]})[0] for run in (runtime.load(artifact, 1).run, small.simulate().run))
+    step = onnx.numpy_helper.to_array(next(t for t in onnx.load(artifact.path).graph.initializer if t.name.endswith("/scale") and "conv" in t.name))
+    assert np.abs(got[0, 1] - 1.0).max() <= 0.51 * step  # its products are 1e-9 of that: only the output's own rounding is left
+    inputs = np.abs(small.encoded["weight"].decode().reshape(4, -1)).sum(1).max() * np.abs(data).max() / 127  # every input off by half a step
+    assert np.abs(got - expected).max() <= inputs + 0.51 * step
+
+
+def test_a_convolution_that_the_recipe_leaves_in_float_stays_there(tmp_path):
+    """ONNX Runtime's WeightBiasQuantization would take it over, with a single scale for all channels."""
+    torch.manual_seed(6)
+    model = torch.nn.Sequential(*(torch.nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(3)))
+    chosen = Quantize(select={"name": ["0.weight", "2.weight"]}, weights=INT8, activations=StaticActivations())
+    data = RANDOM.normal(size=(4, 3, 8, 8)).astype(np.float32)
+    artifact = exporters.export(compress(model, Recipe(name="own", steps=(chosen,)), calibration=data), tmp_path / "m.onnx")
+    found = kernels(artifact.path, tmp_path)
+    assert found["QLinearConv"] == 2 and found["Conv"] == 1, found
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "int8-weight-only", "int8-static"])
