@@ -34,6 +34,4 @@ class Given:
             shape = list(self.encoded.scales.shape)
         zero = np.zeros(shape, np.int32) if self.encoded.zero_points is None else self.encoded.zero_points.reshape(shape)
         scales = self.encoded.scales.reshape(shape)
-        return qtyping.UniformQuantParams(
-            num_bits=fmt.bits, quantized_dimension=axis, scale=scales, zero_point=zero, quantized_data=codes, block_size=block
-        )
+        return qtyping.UniformQuantParams(num_bits=fmt.bits, quantized_dimension=axis, scale=scales, zero_point=zero, quantized_data=codes, block_size=block)

@@ -100,9 +100,7 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     if lost and not small.recipe.allow_float:
         raise ExportError(f"the LiteRT converter changed or dropped {', '.join(lost)}: not found in the float file; set allow_float: true to leave it in float")
     given = {
-        layout.file_name: Given(small.encoded[name], layout, decision.activations)
-        for name, decision in wanted.items()
-        for layout in converted.layouts[name]
+        layout.file_name: Given(small.encoded[name], layout, decision.activations) for name, decision in wanted.items() for layout in converted.layouts[name]
     }
     data = converted.unfolded if given else converted.data
     model = tflite_file.parse(data, "the converted model")

@@ -1,6 +1,6 @@
 """Trains the digits network and writes build/digits.keras (under a minute on 2 cores).
 
-    python examples/digits/train.py
+python examples/digits/train.py
 """
 
 import argparse
