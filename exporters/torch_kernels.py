@@ -133,7 +133,7 @@ def static_site(builder: Builder, site: Site) -> torch.fx.Node | None:
             node = plain_convolution(builder, site, weight)
         else:
             node = builder.call(aten.linear.default, call.x, weight, *(() if call.bias is None else (call.bias,)))
-    node.meta.update(site.user.meta)  # with the source that the quantizer's patterns look for
+    node.meta["val"] = site.user.meta["val"]
     site.user.replace_all_uses_with(node)
     builder.module.graph.erase_node(site.user)
     return node

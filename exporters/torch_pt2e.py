@@ -13,10 +13,9 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86Induct
 from compress import calibration
 from compress.errors import ExportError, InputError
 from compress.formats import StaticActivations
-from exporters.torch_graph import CONVOLUTIONS, Builder, aten
+from exporters.torch_graph import Builder, aten
 
 decomposed = torch.ops.quantized_decomposed
-WEIGHTED = (aten.linear.default, *CONVOLUTIONS)
 SMALLEST_SCALE = 2**-12 / 255  # of a tensor that calibration saw as zero everywhere
 
 
@@ -42,7 +41,11 @@ class CoreObserver(ObserverBase):
 
 
 class PlannedQuantizer(X86InductorQuantizer):
-    """The x86 quantizer on exactly the planned operators: those that its patterns do not match are annotated one by one."""
+    """The x86 quantizer's configuration on exactly the planned operators, annotated one by one.
+
+    Its own search for patterns misses operators that are not called from a module it knows (EfficientNet-Lite's padded convolutions), quantizes
+    products and sums that no recipe names, and fuses sums into convolutions that oneDNN then refuses to run outside of Inductor.
+    """
 
     def __init__(self, planned: set[str], activations: StaticActivations):
         super().__init__()
@@ -57,21 +60,12 @@ class PlannedQuantizer(X86InductorQuantizer):
             observer_or_fake_quant_ctr=CoreObserver.with_args(activations=activations),
         )
         self.config = QuantizationConfig(observed, observed, default.weight, default.bias, False)
-        self.set_global(self.config)
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
-        def planned(nodes):
-            return all(n.target not in WEIGHTED or n.name in self.planned for n in nodes)
-
-        self._annotate_conv2d_fusion_pattern(model, self.config, planned)
-        self._annotate_linear_fusion_pattern(model, self.config, planned)
-        self._annotate_propagation_quantizable_pattern_entry(model, self.config, planned)
         for node in model.graph.nodes:
-            annotation = node.meta.get("quantization_annotation")
-            if node.name in self.planned and not (annotation and annotation.input_qspec_map):
+            if node.name in self.planned:
                 helper = self._annotate_linear_node_helper if node.target is aten.linear.default else self._annotate_conv_node_helper
-                helper(node, False, self.config)
-        self._annotate_output_for_int8_in_int8_out_pattern_entry(model)
+                helper(node, True, self.config)
         return model
 
 

@@ -87,7 +87,10 @@ def test_static_layers_run_int8_kernels(name, tmp_path):
     small, artifact = written(model, "int8-static", noise(*shape), tmp_path)
     stored = [t for t in artifact.tensors if t.name in small.encoded]
     assert [t.placement for t in stored] == ["native"] * len(small.encoded)
-    found = operators(torch_eager.load(artifact, 1).module)
+    session, sample = torch_eager.load(artifact, 1), {small.network.inputs[0].name: noise(*shape)[:1]}
+    got, expected = session.run(sample)[0], small.simulate().run(sample)[0]
+    assert np.square(got - expected).mean() < np.square(expected).mean() / 100  # 20 dB; one 8-bit tensor gives some 40, and no chain here has over 3
+    found = operators(session.module)
     assert sum("onednn.q" in op and "pointwise" in op for op in found) == len(small.encoded)
     assert not [op for op in found if "dequantize_per_channel" in op]
 
