@@ -1,5 +1,6 @@
 """Runs the pieces of a study that are not there yet: exports and answers side by side on the cores, then latency alone."""
 
+import heapq
 import shutil
 import threading
 import time
@@ -74,6 +75,7 @@ class Run:
         self.study, self.arms, self.store, self.progress, self.export, self.command = study, arms, store, progress, export, command
         self.started, self.begun = time.perf_counter(), False
         self.guard, self.stopping, self.workers = threading.Lock(), threading.Event(), set[Worker]()
+        self.waiting: list[tuple[int, Ready]] = []  # a heap of arms that have an artifact and no answers yet, by their place in the study
         self.ready: dict[str, Ready] = {}
         store.keep_arms({arm.id: self.described(arm) for arm in arms})
         for left in (store.folder / ARTIFACTS).glob(".*-*"):  # half-written files of a run that was killed
@@ -236,7 +238,9 @@ class Run:
                     self.close(arm, "export", piece)
                     if piece.status == "done":
                         self.progress.stage(arm.id, "exported")
-                        measured.append(pool.submit(self.measure_arm, Ready(arm, column, piece, data.result())))
+                        with self.guard:
+                            heapq.heappush(self.waiting, (self.arms.index(arm), Ready(arm, column, piece, data.result())))
+                        measured.append(pool.submit(self.measure_next))
 
     def exported(self, lane: "Lane", exporter: str, arms: list[tuple[Planned, Column]]) -> Piece:
         arm, column = arms[0]
@@ -264,7 +268,10 @@ class Run:
 
     # accuracy and memory
 
-    def measure_arm(self, ready: Ready) -> None:
+    def measure_next(self) -> None:
+        """Measures whichever arm with an artifact comes first in the study: who puts a slow one early gets it done beside the others."""
+        with self.guard:
+            ready = heapq.heappop(self.waiting)[1]
         arm = ready.arm
         self.close(arm, "data", ready.data)
         if ready.data.status != "done":
