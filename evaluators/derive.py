@@ -71,10 +71,10 @@ class Reader:
     def arm(self, name: str) -> Arm:
         planned, runtime, export = self.planned[name], self.done(name, "runtime"), self.done(name, "export")
         names = {key: planned[key] for key in ("model", "recipe", "recipe_id", "target")}
-        column = {"runtime": planned["label"], "exporter": planned["label"]}
-        if runtime:
-            exporter = export.facts["artifact"]["exporter"] if export else runtime.facts["exporter"]
-            column = {"runtime": runtime.owner, "exporter": exporter if exporter == planned["label"] or export else planned["label"]}
+        column = {
+            "runtime": planned["runtime"] or (runtime.owner if runtime else planned["label"]),
+            "exporter": planned["exporter"] or (runtime.facts["exporter"] if runtime else ""),
+        }
         found = Arm(name, **names, **column, **self.status(name), seconds=self.seconds(name))
         return replace(found, **self.file_rows(name, export), **self.measurements(name, runtime)) if export else found
 

@@ -46,7 +46,7 @@ class TextProgress:
 
     def stage(self, arm: str, stage: str, detail: str = "") -> None:
         if stage not in QUIET and (not stage.startswith("timing") or stage.startswith("timing 1 ")):
-            self.say(f"{arm}: {stage}{f': {first_line(detail)}' if detail else ''}")
+            self.say(f"{arm}: {stage}{f': {in_short(detail)}' if detail else ''}")
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.started:6.1f} s] {text}", file=self.stream, flush=True)
@@ -98,7 +98,7 @@ def table(title: str, caption: str, stages: Mapping[str, tuple[str, str]], heigh
     found = Table("arm", "stage", title=title, caption=caption, box=None, pad_edge=False, title_justify="left", caption_justify="left")
     for arm, (stage, detail) in fitting(stages, height):
         colour = COLOURS.get(stage, "cyan")
-        found.add_row(arm, f"[{colour}]{stage}[/]" + (f" [dim]{escape(first_line(detail))}[/]" if detail else ""))
+        found.add_row(arm, f"[{colour}]{stage}[/]" + (f" [dim]{escape(in_short(detail))}[/]" if detail else ""))
     return found
 
 
@@ -117,6 +117,6 @@ def escape(text: str) -> str:
     return text.replace("[", "\\[")
 
 
-def first_line(text: str) -> str:
-    line = next(iter(text.strip().splitlines()), "")
-    return line if len(line) <= 100 else f"{line[:99]}…"
+def in_short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 120 else f"{line[:119]}…"

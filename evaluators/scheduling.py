@@ -6,8 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from evaluators import progress as progresses
 from evaluators.dataset import is_whole
 from evaluators.derive import load_results
 from evaluators.environment import cores, cpu_flags, cpu_model, environment, versions
+from evaluators.exporting import ARTIFACTS, Column, Ready, export_lane
 from evaluators.latency_groups import latency_groups
 from evaluators.metrics import METRICS
 from evaluators.results import Results
@@ -28,32 +28,9 @@ from evaluators.study import Label, Planned, Study, matrix
 from evaluators.targets import TARGETS
 from evaluators.worker import Worker
 
-ARTIFACTS = "artifacts"
-
 
 class Stopped(Exception):
     """Work that another thread's failure, or Ctrl-C, made pointless."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A label of the study with what its modules say of themselves; `piece` is a failure where they cannot be loaded."""
-
-    label: Label
-    runtime: str
-    exporter: str
-    suffix: str
-    piece: Piece
-
-
-@dataclass(frozen=True)
-class Ready:
-    """An arm whose artifact is there."""
-
-    arm: Planned
-    column: Column
-    export: Piece
-    data: Piece
 
 
 def run_study(study: Study, folder: Path, command: str, progress: progresses.Progress | None, export: str) -> Results:
@@ -82,8 +59,9 @@ class Run:
             shutil.rmtree(left)
 
     def described(self, arm: Planned) -> dict[str, Any]:
-        names = {"model": arm.model, "recipe": arm.recipe.name, "recipe_id": arm.recipe.id, "label": arm.label.name, "target": arm.target}
-        return names | {"baseline": not arm.recipe.steps, "threads": self.study.threads, "task": self.study.task}
+        names = {"model": arm.model, "recipe": arm.recipe.name, "recipe_id": arm.recipe.id, "target": arm.target}
+        column = {"label": arm.label.name, "runtime": arm.label.runtime, "exporter": arm.label.exporter}
+        return names | column | {"baseline": not arm.recipe.steps, "threads": self.study.threads, "task": self.study.task}
 
     @cached_property
     def machine(self) -> str:
@@ -148,7 +126,13 @@ class Run:
             finish(columns.values())
             lanes = self.lanes({name: future.result() for name, future in columns.items()})
             measured: list[Future] = []
-            exporting = [pool.submit(self.export_lane, *lane, data[lane[0]], measured, pool) for lane in lanes]
+
+            def hand_on(ready: Ready) -> None:
+                with self.guard:
+                    heapq.heappush(self.waiting, (self.arms.index(ready.arm), ready))
+                measured.append(pool.submit(self.measure_next))
+
+            exporting = [pool.submit(export_lane, self, recipes, data[model], hand_on) for model, recipes in lanes]
             finish(exporting)
             finish(measured)
         latency_groups(self)
@@ -198,8 +182,8 @@ class Run:
     def data_folder(self, data: Piece) -> str:
         return str(self.store.folder / "data" / data.key)
 
-    def lanes(self, columns: dict[str, Column]) -> list[tuple[str, str, dict[str, list[tuple[Planned, Column]]]]]:
-        """(model, exporter, arms by recipe): one process opens the model once and exports recipe after recipe."""
+    def lanes(self, columns: dict[str, Column]) -> list[tuple[str, dict[str, list[tuple[Planned, Column]]]]]:
+        """A model and its arms by recipe, for every model and exporter."""
         found: dict[tuple[str, str], dict[str, list[tuple[Planned, Column]]]] = {}
         for arm in self.arms:
             column = columns[arm.label.name]
@@ -208,7 +192,7 @@ class Run:
                 found.setdefault((arm.model, column.exporter), {}).setdefault(arm.recipe.name, []).append((arm, column))
             elif column.piece.status != "done":
                 self.progress.stage(arm.id, column.piece.status, column.piece.cause)
-        return [(model, exporter, recipes) for (model, exporter), recipes in found.items()]
+        return [(model, recipes) for (model, _), recipes in found.items()]
 
     def possible(self, arm: Planned, column: Column) -> bool:
         try:
@@ -224,47 +208,6 @@ class Run:
         self.store.link(arm.id, kind, piece.key)
         if piece.status != "done":
             self.progress.stage(arm.id, piece.status, piece.cause)
-
-    # exports
-
-    def export_lane(
-        self, model: str, exporter: str, recipes: dict[str, list[tuple[Planned, Column]]], data: Future, measured: list[Future], pool: ThreadPoolExecutor
-    ) -> None:
-        """Exports one model with one exporter, recipe after recipe, and hands every artifact on at once."""
-        with Lane(self) as lane:
-            for arms in recipes.values():
-                piece = self.exported(lane, exporter, arms)
-                for arm, column in arms:
-                    self.close(arm, "export", piece)
-                    if piece.status == "done":
-                        self.progress.stage(arm.id, "exported")
-                        with self.guard:
-                            heapq.heappush(self.waiting, (self.arms.index(arm), Ready(arm, column, piece, data.result())))
-                        measured.append(pool.submit(self.measure_next))
-
-    def exported(self, lane: "Lane", exporter: str, arms: list[tuple[Planned, Column]]) -> Piece:
-        arm, column = arms[0]
-        reference, (calibration, _) = self.study.models[arm.model].open, self.study.data(arm.model)
-        made_of = fingerprint(reference, self.study.folder), fingerprint(calibration, self.study.folder)
-        name = f"{arm.model}.{arm.recipe.name}.{exporter}{column.suffix}"
-        key = identity("export", made_of, name, arm.recipe.id, exporter, self.export, versions(), __version__)
-        piece = self.store.settled(key)
-        if piece and (piece.status != "done" or self.is_there(name, piece)):
-            return piece
-        for one, _ in arms:
-            self.progress.stage(one.id, "exporting")
-        self.begin_work()
-        self.store.keep_facts(**{f"artifact {name}": ""})
-        recipe, folder = arm.recipe.to_yaml(), str(self.study.folder)
-        call = reference, calibration, folder, recipe, exporter, str(self.store.folder / ARTIFACTS), name, self.export
-        outcome = lane.call("evaluators.artifacts:export_recipe", *call)
-        self.store.keep_facts(**{f"artifact {name}": key})
-        return self.keep("export", key, f"{arm.model}/{arm.recipe.name}/{exporter}", outcome, lambda value: (value, {}))
-
-    def is_there(self, name: str, piece: Piece) -> bool:
-        """Whether the file in the folder is the one that this piece wrote: another export under the same name may have replaced it."""
-        path = self.store.folder / ARTIFACTS / name
-        return path.is_file() and self.store.fact(f"artifact {name}") == piece.key and path.stat().st_size == piece.facts["artifact"]["ledger"]["file_bytes"]
 
     # accuracy and memory
 
@@ -302,25 +245,6 @@ class Run:
         """What `measure` and `load` in a measuring process take."""
         folder = str(self.store.folder / ARTIFACTS)
         return ready.export.facts["artifact"], folder, ready.column.runtime, self.study.threads, self.data_folder(ready.data)
-
-
-class Lane:
-    """The process that exports one model with one exporter; a new one goes on where it died."""
-
-    def __init__(self, run: Run):
-        self.run, self.stack, self.process = run, ExitStack(), None
-
-    def call(self, function: str, *arguments: Any) -> Any:
-        if self.process is None or not self.process.alive:
-            self.stack.close()
-            self.process = self.stack.enter_context(self.run.worker())
-        return self.process.call(function, *arguments, limit=self.run.study.limit_seconds)
-
-    def __enter__(self) -> "Lane":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
 
 
 def finish(futures: Iterable[Future]) -> None:
