@@ -73,7 +73,8 @@ def dynamic(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
     """
     codes, scale = builder.once(quantized, call.x)
     product = builder.call(aten._int_mm.default, codes, builder.call(aten.t.default, builder.unpacked(site.name)))
-    y = builder.call(aten.mul.Tensor, builder.call(aten.to.dtype, product, torch.float32), scale)
+    # The scale comes first: (product * scale) * scales is the pattern that Inductor replaces by a oneDNN operator 1000 times slower for int8 activations.
+    y = builder.call(aten.mul.Tensor, scale, builder.call(aten.to.dtype, product, torch.float32))
     return finished(builder, site, call, builder.call(aten.mul.Tensor, y, builder.scales(site.name)))
 
 

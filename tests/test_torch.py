@@ -147,6 +147,15 @@ def test_dynamic_int8_computes_what_torchao_computes(tmp_path):
     np.testing.assert_allclose(got, expected, rtol=0, atol=4 * np.finfo(np.float32).eps * np.abs(expected).max())
 
 
+@needs_exact_int8
+def test_compiled_dynamic_int8_keeps_the_fast_product(tmp_path):
+    from torch._inductor.utils import run_and_get_code
+
+    _, artifact = written(nn.Linear(64, 32), "int8-dynamic", noise(5, 64), tmp_path)
+    _, code = run_and_get_code(lambda: torch_compiled.load(artifact, 1))
+    assert "_int_mm" in "".join(code) and "onednn.q" not in "".join(code)
+
+
 def test_without_exact_int8_products_files_still_compute_right(tmp_path, monkeypatch):
     x = noise(64)
     for recipe in ("int8-dynamic", "int8-static"):
