@@ -147,8 +147,8 @@ def protocol(settings: dict[str, Any]) -> dict[str, str]:
         f"{latency.INPUTS} test samples for every arm; each block starts with one untimed run; Python's garbage collection is off. The time is the geometric "
         "mean of the blocks' medians.",
         "Speedup": "Geometric mean of the paired ratios of block medians, float32 on the same runtime over the arm, with a 95% interval from "
-        f"{statistics.RESAMPLES:,} bootstrap resamples of blocks, widened for few blocks (Hesterberg 2015). Faster or slower is said where the interval "
-        "excludes 1 and the effect is above 1%. The noise floor is the same ratio for float32 against itself.",
+        f"{statistics.RESAMPLES:,} bootstrap resamples of blocks, widened for few blocks (Hesterberg 2015). The noise floor is the same "
+        "ratio for float32 against itself. Faster or slower is said where the interval excludes 1 and the effect is above 1% and above the noise floor.",
         "Percentiles": "Order statistics with binomial intervals, only where the count carries them (LoadGen's rule: 44 runs for the 90th, 459 for the 99th).",
         "Memory": f"Peak resident memory (VmHWM) of a fresh process that loads the artifact and runs {memory.RUNS} samples, less that of a process that only "
         "imports the runtime. Compiled arms find their kernels in the compiler's cache, filled by the accuracy run.",

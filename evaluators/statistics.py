@@ -86,11 +86,20 @@ def ratio(baseline: Sequence[float], other: Sequence[float]) -> Estimate:
     return geometric_mean(np.asarray(baseline, float) / np.asarray(other, float))
 
 
-def verdict(speedup: Estimate, least: float = 0.01) -> str:
-    """faster or slower only where the interval excludes 1 and the effect is above 1%."""
-    if speedup.low > 1 and speedup.value > 1 + least:
+def reach(ratio: Estimate) -> float:
+    """How far a ratio's interval strays from 1, as a factor of at least 1."""
+    return max(ratio.high, 1 / ratio.low)
+
+
+def verdict(speedup: Estimate, noise: Estimate | None = None, least: float = 1.01) -> str:
+    """faster or slower only where the interval excludes 1 and the effect is above 1% and above what float32 shows against itself.
+
+    Two processes with the same model differ by where their memory lies, which no interval over blocks of one process can know.
+    """
+    least = max(least, reach(noise)) if noise else least
+    if speedup.low > 1 and speedup.value > least:
         return "faster"
-    if speedup.high < 1 and speedup.value < 1 / (1 + least):
+    if speedup.high < 1 and speedup.value < 1 / least:
         return "slower"
     return "no difference shown"
 

@@ -104,6 +104,13 @@ def test_verdict_needs_the_interval_and_the_effect(speedup, words):
     assert statistics.verdict(speedup) == words
 
 
+def test_no_verdict_goes_below_what_float32_shows_against_itself():
+    noise = Estimate(0.94, 0.92, 0.95)
+    assert statistics.verdict(Estimate(1.05, 1.04, 1.06), noise) == "no difference shown"
+    assert statistics.verdict(Estimate(0.95, 0.94, 0.96), noise) == "no difference shown"
+    assert statistics.verdict(Estimate(1.10, 1.04, 1.16), noise) == "faster"
+
+
 @pytest.mark.parametrize(("count", "names"), [(43, []), (44, ["p90"]), (90, ["p90", "p95"]), (458, ["p90", "p95"]), (459, ["p90", "p95", "p99"])])
 def test_percentiles_are_shown_only_where_the_count_carries_them(count, names):
     assert list(statistics.percentiles(np.arange(count, dtype=float))) == names

@@ -144,7 +144,8 @@ def derive(facts: dict[str, Any], blocks: np.ndarray, pair: Mapping[str, np.ndar
     base = np.median(pair["float32"], axis=1) / 1e6 if pair else None
     speedup = statistics.ratio(base, medians) if pair and not is_baseline else None
     again = pair.get(AGAIN) if pair else None
-    verdict = "baseline" if is_baseline else statistics.verdict(speedup) if speedup else "no baseline"
+    noise = statistics.ratio(base, np.median(again, axis=1) / 1e6) if again is not None else None
+    verdict = "baseline" if is_baseline else statistics.verdict(speedup, noise) if speedup else "no baseline"
     return Latency(
         block_medians_ms=tuple(medians.tolist()),
         count=int(blocks.size),
@@ -156,5 +157,5 @@ def derive(facts: dict[str, Any], blocks: np.ndarray, pair: Mapping[str, np.ndar
         warmup_runs=facts["warmup_runs"],
         speedup=speedup if speedup else Estimate(1.0, 1.0, 1.0) if is_baseline else None,
         verdict=verdict,
-        noise=statistics.ratio(base, np.median(again, axis=1) / 1e6) if again is not None else None,
+        noise=noise,
     )
