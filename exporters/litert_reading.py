@@ -17,8 +17,7 @@ from compress.plan import Placement
 from exporters import METADATA_KEY, metadata, tflite_file
 from exporters.litert_float import FloatFile
 from exporters.litert_matching import Layout
-
-EXPANDED = "DEQUANTIZE expands it to float32 when the model loads"
+from exporters.to_litert import EXPANDED
 
 
 def read(path: Path) -> Contents:

@@ -5,20 +5,19 @@ from typing import Any
 
 import numpy as np
 
+from compress.artifact import Contents
 from compress.errors import ExportError, Refused
 from compress.formats import DynamicActivations, FloatFormat, IntFormat, PerGroup, PerTensor, StaticActivations
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from compress.samples import samples
 from exporters import METADATA_KEY, Placed, placements
-from exporters.litert_reading import EXPANDED, read, told
-
-__all__ = ["OWN_NUMBERS", "RUNTIME", "SUFFIX", "place", "read", "write"]
 
 SUFFIX = ".tflite"
 RUNTIME = "litert"
 OWN_NUMBERS = False
 
+EXPANDED = "DEQUANTIZE expands it to float32 when the model loads"
 BLOCKS = (32, 64, 128, 256)
 SLOW = "int16 activations run in LiteRT's reference kernels, not in XNNPACK: they are slow"
 FOLDED = "the converter folded constants around these layers into their biases, with the float weights: "
@@ -85,12 +84,20 @@ def place_channels(fmt: IntFormat, decision: Decision, framework: str) -> Placed
     return Placed("native")
 
 
+def read(path: Path) -> Contents:
+    """What any .tflite holds, codes in canonical layout where compresskit wrote it. BrokenFile for one that is damaged."""
+    from exporters import litert_reading
+
+    return litert_reading.read(path)
+
+
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
     """Converts to float, lets litert-quantizer place the operators around the core's numbers, and embeds what `read` needs."""
     from exporters import litert_placing, tflite_file
     from exporters.litert_calibration import calibrate, with_decoded
     from exporters.litert_float import float_file
     from exporters.litert_given import Given
+    from exporters.litert_reading import told
 
     network, plan = small.network, small.plan
     placed = placements(plan, "litert", network.framework, small.recipe.allow_float)
