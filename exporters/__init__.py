@@ -92,11 +92,15 @@ def placements(plan: Plan, exporter: str, framework: str, allow_float: bool = Fa
                 refused.append((decision, str(error)))
     if refused:
         reasons = dict.fromkeys(reason for _, reason in refused)
-        listed = "\n".join(f"  {reason}: {', '.join(d.name for d, r in refused if r == reason)}" for reason in reasons)
-        raise Refused(
-            f"{EXPORTERS.name(exporter)} cannot write recipe {plan.recipe!r}:\n{listed}\nChoose another recipe or exporter, or set allow_float: true."
-        )
+        listed = "; ".join(f"{reason} ({some([d.name for d, r in refused if r == reason])})" for reason in reasons)
+        name = EXPORTERS.name(exporter)
+        raise Refused(f"{name} cannot write recipe {plan.recipe!r}: {listed}. Choose another recipe or exporter, or set allow_float: true.")
     return placed
+
+
+def some(names: list[str], most: int = 6) -> str:
+    """The first names, and how many more there are; `compresskit plan` shows each tensor."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def export(small: Compressed, path: str | os.PathLike, exporter: str | None = None) -> Artifact:
