@@ -165,6 +165,8 @@ def inspect(file: Annotated[Path, typer.Argument(help="A .tflite, .onnx or .pt2 
 
 
 def show_artifact(artifact) -> None:
+    from compress.artifact import deflated_bytes
+
     contents, ledger = artifact.contents, artifact.ledger
     rows = [
         (t.name, "x".join(map(str, t.shape)) or "scalar", t.dtype, t.placement + (f": {t.reason}" if t.reason else ""), f"{t.size_bytes:,}")
@@ -179,7 +181,7 @@ def show_artifact(artifact) -> None:
     for noun, specs in (("Inputs", contents.inputs), ("Outputs", contents.outputs)):
         console.print(f"{noun}: " + escape(", ".join(f"{s.name} {list(s.shape)} {s.dtype}" for s in specs)))
     made = f"recipe {artifact.recipe} ({artifact.recipe_id}), exporter {artifact.exporter}" if artifact.recipe else "not made by compresskit"
-    console.print(f"{ledger.file_bytes:,} bytes ({ledger.deflated_bytes:,} deflated); {made}")
+    console.print(f"{ledger.file_bytes:,} bytes ({deflated_bytes(artifact.path):,} deflated); {made}")
     parts = ("payload", "scales", "zero_points", "float_bytes", "graph")
     console.print("Ledger: " + ", ".join(f"{part.replace('_', ' ')} {getattr(ledger, part):,}" for part in parts))
     for note in artifact.notes:

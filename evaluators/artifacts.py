@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from compress.artifact import Artifact, Contents, Ledger, StoredTensor
+from compress.artifact import Artifact, Contents, Ledger, StoredTensor, deflated_bytes
 from compress.backends import open_model
 from compress.network import InputSpec, Network
 from compress.pipeline import compress
@@ -30,7 +30,13 @@ def export_recipe(model: str, calibration: str | None, folder: str, recipe: str,
     network, data = opened(model, calibration, folder)
     small = compress(network, Recipe.parse(recipe), calibration=data)
     artifact = resolve(export)(small, Path(out) / name, exporter)
-    return {"artifact": to_facts(artifact, name), "planned": planned(small.plan), "framework": network.framework, "network_notes": list(network.notes)}
+    return {
+        "artifact": to_facts(artifact, name),
+        "deflated_bytes": deflated_bytes(artifact.path),
+        "planned": planned(small.plan),
+        "framework": network.framework,
+        "network_notes": list(network.notes),
+    }
 
 
 def planned(plan: Plan) -> dict[str, str]:

@@ -29,13 +29,14 @@ class Calibrated:
         return {name: {"min": np.float32(found.low), "max": np.float32(found.high)} for name, found in self.ranges.items()}
 
 
-def with_decoded(data: bytes, given: Mapping[str, Given]) -> bytes:
-    """The float model holding the decoded weights: its ranges are those that the quantized model meets."""
-    model = tflite_file.parse(data, "the float model")
+def with_decoded(model: Any, given: Mapping[str, Given]) -> bytes:
+    """The float model (ModelT) holding the decoded weights: its ranges are those that the quantized model meets."""
+    model = tflite_file.copied(model)
     for place in tflite_file.all_tensors(model):
         if place.name in given:
             found = given[place.name]
             place.tensor.buffer = tflite_file.add_buffer(model, found.layout.to_file(found.encoded.decode()))
+    tflite_file.empty_unused(model)
     return tflite_file.serialized(model)
 
 

@@ -13,7 +13,7 @@ from compress.pipeline import Compressed
 from compress.samples import samples
 from exporters import METADATA_KEY, tflite_file
 from exporters.litert_converter import OWN_SCALES
-from exporters.litert_float import FloatFile, first_line, keras_converter, positions
+from exporters.litert_float import first_line, keras_converter, positions
 from exporters.litert_matching import Layout, orders
 from exporters.litert_reading import told
 
@@ -35,9 +35,8 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
         raise ExportError(f"TFLiteConverter quantized nothing with recipe {small.recipe.name!r}: every weight is still float32")
     layouts = {name: found for name, found in match_quantized(model, layers).items() if found}
     reasons = {name: LEFT if kept[found[0].file_name] == "float32" else OWN_SCALES for name, found in layouts.items() if name in small.plan.compressed}
-    file = FloatFile(data, data, layouts, *positions(model, len(small.network.inputs)))
-    tflite_file.add_metadata(model, METADATA_KEY, told(small, "litert-converter", file, reasons))
-    path.write_bytes(tflite_file.serialized(model))
+    about = told(small, "litert-converter", layouts, positions(model, len(small.network.inputs)), reasons)
+    path.write_bytes(tflite_file.serialized(tflite_file.with_metadata(model, METADATA_KEY, about)))
     return (OWN_SCALES,) if "int8" in kept.values() else ()
 
 

@@ -18,18 +18,22 @@ from exporters.litert_unfolding import flatten_biases, restore_biases, unfold
 
 @dataclass(frozen=True, eq=False)
 class FloatFile:
-    """data as the converter wrote it; unfolded: with the weights' own values where it had folded factors into them.
+    """data as the converter wrote it; unfolded, never changed: with the weights' own values where it had folded factors into them.
 
     unclear: weights of linear layers, by the file's names, in whose bias the converter folded more than was undone.
     inputs and outputs: for each of the network's own, its position among those of the file; -1 where the converter dropped it as unused.
     """
 
     data: bytes
-    unfolded: bytes
+    unfolded: Any  # ModelT
     layouts: Mapping[str, tuple[Layout, ...]]  # of every layer weight that was found, by the plan's name
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     unclear: frozenset[str] = frozenset()
+
+    def as_converted(self) -> Any:
+        """A ModelT of what the converter wrote, folded weights and all."""
+        return parsed(self.data, len(self.inputs))
 
 
 CONVERTED: WeakKeyDictionary[Network, FloatFile] = WeakKeyDictionary()
@@ -44,21 +48,26 @@ def float_file(network: Network) -> FloatFile:
 
 def convert(network: Network) -> FloatFile:
     data = {"pytorch": from_pytorch, "keras": from_keras}[network.framework](network)
-    model = tflite_file.parse(data, "the converted model")
-    if drop_input(model, len(network.inputs)):
-        data = tflite_file.serialized(model)
+    model = parsed(data, len(network.inputs))
     weights = network.weights()
     layers = {name: weight for name, weight in weights.items() if weight.kind in COMPRESSIBLE}
     layouts = match(model, layers)
     order = positions(model, len(network.inputs))
     taken = [layout.file_name for found in layouts.values() for layout in found]
-    changed = flatten_biases(model)
+    flatten_biases(model)
     missing = unfold(model, {name: layers[name] for name, found in layouts.items() if not found}, taken)
     layouts |= missing
     found = [(layout, layers[name].value) for name, places in layouts.items() for layout in places]
-    restored, unclear = restore_biases(model, found, [weight.value for weight in weights.values() if weight.value.ndim == 1])
-    changed = changed or restored or bool(missing)
-    return FloatFile(data, tflite_file.serialized(model) if changed else data, layouts, *order, unclear)
+    unclear = restore_biases(model, found, [weight.value for weight in weights.values() if weight.value.ndim == 1])
+    tflite_file.empty_unused(model)
+    return FloatFile(data, model, layouts, *order, unclear)
+
+
+def parsed(data: bytes, inputs: int) -> Any:
+    """The ModelT of a converted network with its own `inputs` only."""
+    model = tflite_file.parse(data, "the converted model")
+    drop_input(model, inputs)
+    return model
 
 
 def from_pytorch(network: Network) -> bytes:
@@ -108,11 +117,10 @@ def keep_lookups(model: Any, cell: list) -> Iterator[None]:
             hook.remove()
 
 
-def drop_input(model: Any, position: int) -> bool:
-    """Removes the scalar input `args_<position>`, which is zero: additions of it go, other uses read a constant. Whether there was one."""
+def drop_input(model: Any, position: int) -> None:
+    """Removes the scalar input `args_<position>`, which is zero, where there is one: additions of it go, other uses read a constant."""
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
-    gone = [entry for entry in signature.inputs if number(entry.name) == position]
-    for entry in gone:
+    for entry in [entry for entry in signature.inputs if number(entry.name) == position]:
         zero = entry.tensorIndex
         for operator in [op for op in tflite_file.consumers(tflite_file.Place(graph, zero)) if tflite_file.operator_name(model, op) == "ADD"]:
             kept = next(i for i in operator.inputs if i != zero)
@@ -122,7 +130,6 @@ def drop_input(model: Any, position: int) -> bool:
         graph.tensors[zero].buffer = tflite_file.add_buffer(model, np.zeros((), np.int32))
         graph.inputs = [i for i in graph.inputs if i != zero]
         signature.inputs.remove(entry)
-    return bool(gone)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from compress.network import InputSpec
 from compress.pipeline import Compressed
 from compress.plan import Placement
 from exporters import METADATA_KEY, metadata, tflite_file
-from exporters.litert_float import FloatFile
 from exporters.litert_matching import Layout
 from exporters.to_litert import EXPANDED
 
@@ -32,14 +31,13 @@ def read(path: Path) -> Contents:
         raise BrokenFile(f"{path.name}: its tensors, quantization and metadata do not fit together: {error!r}") from error
 
 
-def told(small: Compressed, exporter: str, file: FloatFile, reasons: Mapping[str, str]) -> bytes:
-    """The metadata that `read` understands: every layer weight with its places in the file, and the order of inputs and outputs."""
+def told(small: Compressed, exporter: str, layouts: Mapping[str, tuple[Layout, ...]], positions: tuple[Any, Any], reasons: Mapping[str, str]) -> bytes:
+    """The metadata that `read` understands: every layer weight with its places in the file, and the positions of inputs and outputs."""
     shapes = {d.name: d.shape for d in small.plan.decisions}
     stored = {
-        name: {"places": [layout.as_dict() for layout in layouts], "reason": reasons.get(name, ""), "canonical": shapes[name]}
-        for name, layouts in file.layouts.items()
+        name: {"places": [layout.as_dict() for layout in found], "reason": reasons.get(name, ""), "canonical": shapes[name]} for name, found in layouts.items()
     }
-    order = {"input_positions": file.inputs, "output_positions": file.outputs}
+    order = dict(zip(("input_positions", "output_positions"), positions, strict=True))
     return json.dumps(json.loads(metadata(small, exporter, stored)) | order).encode()
 
 

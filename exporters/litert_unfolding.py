@@ -44,9 +44,8 @@ def unfold(model: Any, weights: Mapping[str, Weight], taken: Iterable[str]) -> d
     return found
 
 
-def flatten_biases(model: Any) -> bool:
-    """Gives every constant bias one axis, in place; whether there was anything to do. The converter leaves [1, n] where it folded an addition."""
-    changed = False
+def flatten_biases(model: Any) -> None:
+    """Gives every constant bias one axis, in place. The converter leaves [1, n] where it folded an addition."""
     for graph in model.subgraphs:
         for operator in graph.operators:
             position = BIAS_INPUT.get(tflite_file.operator_name(model, operator), len(operator.inputs))
@@ -54,8 +53,6 @@ def flatten_biases(model: Any) -> bool:
                 bias = tflite_file.Place(graph, operator.inputs[position])
                 if len(bias.shape) != 1:
                     bias.tensor.shape = [int(np.prod(bias.shape))]
-                    changed = True
-    return changed
 
 
 def candidates(model: Any, value: np.ndarray, taken: set[str]) -> Iterable[Scaled]:
@@ -77,8 +74,10 @@ def candidates(model: Any, value: np.ndarray, taken: set[str]) -> Iterable[Scale
 
 def rank_one(rows: np.ndarray, theirs: np.ndarray, with_inputs: bool) -> tuple[np.ndarray, np.ndarray] | None:
     """Factors f [out] and g [in] with theirs = f rows g; None where there are none."""
+    if not maybe_rank_one(rows, theirs):
+        return None
     outputs, inputs = least_squares(rows, theirs), np.ones(rows.shape[1], np.float32)
-    if with_inputs and maybe_rank_one(rows, theirs):
+    if with_inputs:
         for _ in range(ITERATIONS):
             before, inputs = outputs, least_squares((rows * outputs[:, None]).T, theirs.T)
             outputs = least_squares(rows * inputs, theirs)
@@ -143,16 +142,16 @@ def multiply_input(model: Any, graph: Any, operator: Any, factors: np.ndarray) -
     return 1.0
 
 
-def restore_biases(model: Any, layers: Iterable[tuple[Layout, np.ndarray]], vectors: Iterable[np.ndarray]) -> tuple[bool, frozenset[str]]:
+def restore_biases(model: Any, layers: Iterable[tuple[Layout, np.ndarray]], vectors: Iterable[np.ndarray]) -> frozenset[str]:
     """Undoes w c + b in the biases of linear layers, in place. c and b are among the network's own `vectors`, or c is one number.
 
-    Whether there was one, and the weights (by the file's names) whose bias is neither the network's own nor explained.
+    Returns the weights (by the file's names) whose bias is neither the network's own nor explained.
     """
     by_size = defaultdict(list)
     for vector in vectors:
         by_size[vector.size].append(vector)
     weights = {layout.file_name: value for layout, value in layers if value.ndim == 2}
-    changed, unclear = False, set()
+    unclear = set()
     for graph in model.subgraphs:
         for operator in list(graph.operators):
             if tflite_file.operator_name(model, operator) != "FULLY_CONNECTED" or len(operator.inputs) < 3 or operator.inputs[2] < 0:
@@ -160,26 +159,27 @@ def restore_biases(model: Any, layers: Iterable[tuple[Layout, np.ndarray]], vect
             name = tflite_file.Place(graph, operator.inputs[1]).name
             held = tflite_file.values(model, tflite_file.Place(graph, operator.inputs[2])).ravel()
             own = [np.zeros_like(held), *by_size[held.size]]
-            if name in weights and not any(equal(held, b) for b in own):
-                restored = restore_bias(model, graph, operator, weights[name], held, own, by_size[weights[name].shape[1]])
-                changed |= restored
-                if not restored:
-                    unclear.add(name)
-    return changed, frozenset(unclear)
+            if name not in weights or any(equal(held, b) for b in own):
+                continue
+            if not restore_bias(model, graph, operator, weights[name], held, own, by_size[weights[name].shape[1]]):
+                unclear.add(name)
+    return frozenset(unclear)
 
 
 def restore_bias(model: Any, graph: Any, operator: Any, weight: np.ndarray, held: np.ndarray, own: list[np.ndarray], added: list[np.ndarray]) -> bool:
     """Gives one linear layer the b of `own` and the c of `added` with held = w c + b; False where there are none."""
     sizes = np.abs(weight)
-    products = [(c, weight @ c, sizes @ np.abs(c)) for c in added]
+    vectors = np.stack([*added, np.zeros(weight.shape[1], np.float32)])  # the last row is for one number
+    through, size = vectors @ weight.T, np.abs(vectors) @ sizes.T
     for b in own:
-        repeated = scalar(held - b, weight)
-        for c, through, size in (*products, (repeated, weight @ repeated, sizes @ np.abs(repeated))):
-            if np.all(np.abs(held - through - b) <= TOLERANCE * (size + np.abs(b))):  # sums in float32 err by what they add up, not by their result
-                name = f"{tflite_file.Place(graph, operator.inputs[2]).name}_own{len(graph.tensors)}"
-                operator.inputs[2] = tflite_file.add_tensor(graph, name, b.shape, tflite_file.add_buffer(model, b))
-                add_input(model, graph, operator, c)
-                return True
+        vectors[-1] = scalar(held - b, weight)
+        through[-1], size[-1] = weight @ vectors[-1], sizes @ np.abs(vectors[-1])
+        fits = np.all(np.abs(held - through - b) <= TOLERANCE * (size + np.abs(b)), axis=1)  # sums in float32 err by what they add up, not by their result
+        if fits.any():
+            name = f"{tflite_file.Place(graph, operator.inputs[2]).name}_own{len(graph.tensors)}"
+            operator.inputs[2] = tflite_file.add_tensor(graph, name, b.shape, tflite_file.add_buffer(model, b))
+            add_input(model, graph, operator, vectors[fits.argmax()].copy())
+            return True
     return False
 
 

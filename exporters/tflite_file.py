@@ -1,5 +1,6 @@
 """Reads and checks the flatbuffer of a .tflite file: constants, quantization, operators, metadata."""
 
+import copy
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -162,21 +163,30 @@ def metadata(model: Any, key: str) -> bytes | None:
     return None
 
 
-def add_metadata(model: Any, key: str, content: bytes) -> None:
-    """Appends an entry to a ModelT, in place."""
-    buffer, entry = schema.BufferT(), schema.MetadataT()
+def with_metadata(model: Any, key: str, content: bytes) -> Any:
+    """A ModelT with one entry more; it shares all the rest."""
+    buffer, entry, more = schema.BufferT(), schema.MetadataT(), copy.copy(model)
     buffer.data = np.frombuffer(content, np.uint8)
     entry.name, entry.buffer = key.encode(), len(model.buffers)
-    model.buffers.append(buffer)
-    model.metadata = [*(model.metadata or ()), entry]
+    more.buffers, more.metadata = [*model.buffers, buffer], [*(model.metadata or ()), entry]
+    return more
 
 
-def serialized(model: Any) -> bytes:
-    """A ModelT as a file, buffers inside the flatbuffer; those that nothing refers to any more are emptied, in place."""
+def copied(model: Any) -> Any:
+    """A ModelT of its own that shares the buffers' bytes."""
+    return copy.deepcopy(model, {id(buffer.data): buffer.data for buffer in model.buffers if buffer.data is not None})
+
+
+def empty_unused(model: Any) -> None:
+    """Empties the buffers that nothing refers to any more, in place."""
     used = {place.tensor.buffer for place in all_tensors(model)} | {entry.buffer for entry in model.metadata or ()}
     for index, buffer in enumerate(model.buffers):
         if index not in used:
             buffer.data = None
+
+
+def serialized(model: Any) -> bytes:
+    """A ModelT as a file, buffers inside the flatbuffer."""
     builder = flatbuffers.Builder(sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None) + SPARE)
     builder.Finish(model.Pack(builder), file_identifier=MARK)
     return bytes(builder.Output())

@@ -19,7 +19,6 @@ OWN_NUMBERS = False
 
 EXPANDED = "DEQUANTIZE expands it to float32 when the model loads"
 BLOCKS = (32, 64, 128, 256)
-SLOW = "int16 activations run in LiteRT's reference kernels, not in XNNPACK: they are slow"
 FOLDED = "the converter folded constants around these layers into their biases, with the float weights: "
 LOOKED_UP = "rows are expanded to float32 as they are looked up"
 
@@ -98,6 +97,7 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     from exporters.litert_float import float_file
     from exporters.litert_given import Given
     from exporters.litert_reading import told
+    from exporters.litert_sums import narrow_sums
 
     network, plan = small.network, small.plan
     placed = placements(plan, "litert", network.framework, small.recipe.allow_float)
@@ -109,20 +109,21 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     given = {
         layout.file_name: Given(small.encoded[name], layout, decision.activations) for name, decision in wanted.items() for layout in converted.layouts[name]
     }
-    data = converted.unfolded if given else converted.data
-    model = tflite_file.parse(data, "the converted model")
     reasons = {d.name: placed[d.name].reason if d.name in placed else d.reason for d in plan.decisions}
     reasons |= dict.fromkeys((name for name, found in converted.layouts.items() if not found), "the LiteRT converter changed or dropped it")
-    tflite_file.add_metadata(model, METADATA_KEY, told(small, "litert", converted, reasons))
+    model = converted.unfolded if given else converted.as_converted()
+    about = told(small, "litert", converted.layouts, (converted.inputs, converted.outputs), reasons)
+    model = tflite_file.with_metadata(model, METADATA_KEY, about)
     activations = static_activations(small)
     calibrated = None
     if activations is not None:
-        calibrated = calibrate(with_decoded(data, given), file_batches(small, converted, model), activations)
+        calibrated = calibrate(with_decoded(model, given), file_batches(small, converted, model), activations)
     written, notes = litert_placing.quantize(model, given, calibrated)
+    if activations is not None and activations.bits == 16:
+        written, wide = narrow_sums(written)
+        notes = (*notes, *wide)
     check_loads(written)
     path.write_bytes(written)
-    if activations is not None and activations.bits == 16:
-        notes = (*notes, SLOW)
     unclear = [name for name in wanted if any(layout.file_name in converted.unclear for layout in converted.layouts[name])]
     return (*notes, FOLDED + ", ".join(unclear)) if unclear else notes
 

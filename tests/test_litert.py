@@ -19,6 +19,7 @@ from exporters.litert_matching import Layout, order_of
 torch = pytest.importorskip("torch")
 
 RNG = np.random.default_rng(7)
+INT32 = next(code for code, name in tflite_file.TYPE_NAMES.items() if name == "int32")
 INT8 = IntFormat(8, PerAxis(), "narrow")
 BLOCKS = IntFormat(4, PerGroup(32), "qmax", scale_dtype="bfloat16")
 
@@ -151,6 +152,42 @@ def test_masks_stay_masks(attention, opened, tmp_path, recipe):
     model = tflite_file.parse(artifact.path.read_bytes(), "m")
     softmax = [op for op in model.subgraphs[0].operators if tflite_file.operator_name(model, op) == "SOFTMAX"]
     assert softmax and all(tflite_file.Place(model.subgraphs[0], op.inputs[0]).dtype == "float32" for op in softmax)
+
+
+@pytest.mark.parametrize(("inputs", "weight", "bias_type"), [(500, 1.0, "int32"), (520, 1.0, "int64"), (4000, 0.1, "int32")])
+def test_sums_of_int16_are_32_bits_wide_where_they_cannot_overflow(tmp_path, inputs, weight, bias_type):
+    """127 * 32768 * 516 is just below 2^31. Inputs at the edge of their range meet weights of one sign, so that an overflow would show."""
+    layer = torch.nn.Linear(inputs, 3)
+    layer.weight.data[:] = 0.1 * weight
+    layer.weight.data[:, 0] = 0.1  # codes are 127 here and 127 * weight elsewhere
+    data = np.stack([np.full(inputs, value, np.float32) for value in (-1, 1, 0.5)])
+    small = compress(layer, "int16x8", calibration=data)
+    artifact = exporters.export(small, tmp_path / "m.tflite")
+    model = tflite_file.parse(artifact.path.read_bytes(), "m")
+    operator = next(op for op in model.subgraphs[0].operators if tflite_file.operator_name(model, op) == "FULLY_CONNECTED")
+    assert tflite_file.Place(model.subgraphs[0], operator.inputs[2]).dtype == bias_type
+    assert any("could overflow" in note for note in artifact.notes) == (bias_type == "int64")
+    got, expected = run_both(small, artifact, data, 3)
+    for g, e in zip(got, expected, strict=True):
+        assert np.abs(g[0] - e[0]).max() < 2e-4 * inputs * 0.1 * weight
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv", "transposed"])
+def test_layers_without_a_bias_have_narrow_sums_too(tmp_path, kind):
+    layers = {
+        "linear": (torch.nn.Linear(16, 4, bias=False), (16,)),
+        "conv": (torch.nn.Conv2d(3, 4, 3, bias=False), (3, 8, 8)),
+        "transposed": (torch.nn.ConvTranspose2d(3, 4, 3, stride=2, bias=False), (3, 8, 8)),
+    }
+    layer, shape = layers[kind]
+    data = RNG.standard_normal((8, *shape)).astype(np.float32)
+    small = compress(layer, "int16x8", calibration=data)
+    artifact = exporters.export(small, tmp_path / "m.tflite")
+    model = tflite_file.parse(artifact.path.read_bytes(), "m")
+    assert any(getattr(op.builtinOptions, "quantizedBiasType", None) == INT32 for op in model.subgraphs[0].operators)
+    got, expected = run_both(small, artifact, data)
+    for g, e in zip(got, expected, strict=True):
+        assert np.abs(g[0] - e[0]).max() < 5e-4 * np.abs(e[0]).max()
 
 
 def test_a_network_is_converted_once(opened, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from evaluators.results import Size, TensorRow
 def derive(facts: dict[str, Any], float32_bytes: int | None) -> Size:
     """`float32_bytes` is the float32 file of the same runtime, None where there is none."""
     ledger = facts["artifact"]["ledger"]
-    return Size(**ledger, ratio=float32_bytes / ledger["file_bytes"] if float32_bytes else None)
+    return Size(**ledger, deflated_bytes=facts["deflated_bytes"], ratio=float32_bytes / ledger["file_bytes"] if float32_bytes else None)
 
 
 def tensor_rows(facts: dict[str, Any]) -> tuple[TensorRow, ...]:
