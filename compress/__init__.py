@@ -11,12 +11,14 @@ PUBLIC = {
     "open_model": "compress.backends",
     "Artifact": "compress.artifact",
     "Encoded": "compress.numerics",
-    "encode": "compress.numerics",
+    "encode": "compress.encoding",
     "IntFormat": "compress.formats",
     "FloatFormat": "compress.formats",
+    "CodebookFormat": "compress.formats",
     "PerTensor": "compress.formats",
     "PerAxis": "compress.formats",
     "PerGroup": "compress.formats",
+    "PerBlock": "compress.formats",
 }
 
 __all__ = list(PUBLIC)

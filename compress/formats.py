@@ -1,30 +1,49 @@
 """Number formats and granularity: pure data. A scheme is a format, nothing else.
 
-`Q` below is 2^(bits-1); `amax` is the largest magnitude in one scale's reach (tensor, axis entry or group).
+`Q` below is 2^(bits-1); `amax` is the largest magnitude in one scale's reach (tensor, axis entry, group or block).
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from math import ceil, log2
+from typing import Any, Literal, get_args
 
 from compress.errors import RecipeError
 
 STRICT = {"extra": "forbid"}  # how pydantic reads these dataclasses inside recipes
 
-ScaleRule = Literal["narrow", "qmax", "half", "signed", "noclip", "mse", "asymmetric", "asymmetric_mse"]
-"""How a scale follows from values; the codes' range follows with it.
+ScaleRule = Literal["narrow", "qmax", "half", "signed", "noclip", "asymmetric"]
+"""How a scale follows from the range of values; the codes' range follows with it.
 
 narrow          amax / (Q-1), codes [-(Q-1), Q-1]      LiteRT int8, int16
 qmax            amax / (Q-1), codes [-Q, Q-1]          LiteRT int4, AWQ, GGUF Q8_0
 half            amax / (Q-1/2), codes [-Q, Q-1]        compressed-tensors, torchao SYMMETRIC, GPTQ
 signed          m / -Q with m the value of largest magnitude; the scale may be negative   ONNX Runtime MatMulNBits, GGUF Q4_0
 noclip          max(-min / Q, max / (Q-1))             torchao SYMMETRIC_NO_CLIPPING_ERR
-mse             c * amax / (Q-1), c of a grid in [0.2, 1] with the least squared error
-asymmetric      (max(x,0) - min(x,0)) / (2Q-1) with an integer zero point
-asymmetric_mse  the same range shrunk by the c with the least squared error
+asymmetric      (max - min) / (2^bits-1) with a zero point
+Unsigned codes, [0, 2^bits-1], know `qmax` (amax / (2^bits-1), for values without a sign) and `asymmetric`.
 """
 
-Rounding = Literal["half_even", "half_away"]
-ScaleDtype = Literal["float32", "float16", "bfloat16"]
+Fit = Literal["minmax", "percentile", "mse", "entropy", "octav"]
+"""Which range of values a scale is made for.
+
+minmax      all of them
+percentile  all but a share of the largest magnitudes (asymmetric: half of the share at each end)
+mse         the scale with the least squared error: exact, over every breakpoint of the rounding (see compress.numerics.ranges)
+entropy     the least Kullback-Leibler divergence of the histogram of magnitudes (TensorRT's method)
+octav       the clip of least expected squared error by Newton's method (Sakr et al. 2022, OCTAV)
+"""
+
+ZeroPoint = Literal["integer", "float", "offset"]
+"""What an asymmetric format keeps beside its scale.
+
+integer  value = (code - zero) * scale, zero a code: the range is widened to hold 0, which stays exact
+float    value = (code - zero) * scale, zero a float                       HQQ
+offset   value = code * scale + offset                                     GGUF Q4_1, tinygemm
+"""
+
+Rounding = Literal["half_even", "half_away", "half_up"]
+Division = Literal["true", "reciprocal"]  # x / scale, or x * (1 / scale) in float32, as torchao and bitsandbytes have it
+ScaleDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0"]  # e8m0: powers of two, rounded up in integer formats
 
 
 @dataclass(frozen=True)
@@ -49,10 +68,14 @@ class PerAxis:
 
 @dataclass(frozen=True)
 class PerGroup:
-    """One scale for each `size` consecutive inputs of an output channel; kernel positions count as inputs."""
+    """One scale for each `size` consecutive inputs of an output channel; kernel positions count as inputs.
+
+    ragged  where the size does not divide the inputs: `refuse` it, or let the last group of each channel be `short`
+    """
 
     __pydantic_config__ = STRICT
     size: int
+    ragged: Literal["refuse", "short"] = "refuse"
     type: Literal["group"] = "group"
 
     def __post_init__(self):
@@ -63,12 +86,28 @@ class PerGroup:
         return f"group-{self.size}"
 
 
-Granularity = PerTensor | PerAxis | PerGroup
+@dataclass(frozen=True)
+class PerBlock:
+    """One scale for each `size` consecutive values of the whole tensor, row-major; the last block may be shorter (bitsandbytes)."""
+
+    __pydantic_config__ = STRICT
+    size: int
+    type: Literal["block"] = "block"
+
+    def __post_init__(self):
+        if self.size < 2:
+            raise RecipeError(f"granularity.size: a block holds at least 2 values, not {self.size}")
+
+    def __str__(self) -> str:
+        return f"block-{self.size}"
+
+
+Granularity = PerTensor | PerAxis | PerGroup | PerBlock
 
 
 @dataclass(frozen=True)
 class IntFormat:
-    """Integers of `bits` bits with a scale, and a zero point where the rule is asymmetric: value = (code - zero_point) * scale."""
+    """Integers of `bits` bits with a scale, and a zero point where the rule is asymmetric."""
 
     __pydantic_config__ = STRICT
     bits: int
@@ -76,28 +115,172 @@ class IntFormat:
     rule: ScaleRule = "qmax"
     rounding: Rounding = "half_even"
     scale_dtype: ScaleDtype = "float32"
+    signed: bool = True
+    zero_point: ZeroPoint = "integer"
+    fit: Fit = "minmax"
+    percentile: float = 99.9  # the share of values that stay in range; fit "percentile" only
+    division: Division = "true"
+    codes_from: Literal["stored", "exact"] = "stored"  # whether codes follow from the scale as stored, or from the float32 one before that (GGUF)
     type: Literal["int"] = "int"
 
     def __post_init__(self):
-        if self.bits not in (*range(2, 9), 16):
-            raise RecipeError(f"bits: integers have 2 to 8 or 16 bits, not {self.bits}")
-        for name, allowed in (("rule", ScaleRule), ("rounding", Rounding), ("scale_dtype", ScaleDtype)):
-            if getattr(self, name) not in get_args(allowed):
-                raise RecipeError(f"{name}: one of {', '.join(get_args(allowed))}, not {getattr(self, name)!r}")
+        if self.bits not in (*range(1, 9), 16):
+            raise RecipeError(f"bits: integers have 1 to 8 or 16 bits, not {self.bits}")
+        if self.codes_from not in ("stored", "exact"):
+            raise RecipeError(f"codes_from: stored or exact, not {self.codes_from!r}")
+        choices = {"rule": ScaleRule, "rounding": Rounding, "scale_dtype": ScaleDtype, "zero_point": ZeroPoint, "fit": Fit, "division": Division}
+        check_choices(self, choices)
+        if not 50 < self.percentile <= 100:
+            raise RecipeError(f"percentile: above 50 and at most 100, not {self.percentile}")
+        for wrong, reason in self.contradictions():
+            if wrong:
+                raise RecipeError(reason)
+
+    def contradictions(self):
+        """Combinations that mean nothing, each with the rule that it breaks."""
+        yield self.bits == 1 and self.signed and self.symmetric and self.rule != "signed", f"rule: {self.rule} divides by the largest code, 0 for 1 bit"
+        yield not self.signed and self.rule not in ("qmax", "asymmetric"), f"rule: {self.rule} needs codes of both signs, and signed is false"
+        yield self.symmetric and self.zero_point != "integer", f"zero_point: {self.zero_point} needs rule asymmetric, not {self.rule}"
+        yield self.rule == "signed" and self.scale_dtype == "float8_e8m0", "scale_dtype: float8_e8m0 has no sign, and rule signed makes negative scales"
+        yield not self.symmetric and self.fit in ("octav", "entropy"), f"fit: {self.fit} finds one threshold for both signs, and rule asymmetric has two ends"
 
     @property
     def symmetric(self) -> bool:
-        return not self.rule.startswith("asymmetric")
+        return self.rule != "asymmetric"
 
     @property
     def code_range(self) -> tuple[int, int]:
         """Smallest and largest code, both included."""
+        if not self.signed:
+            return 0, (1 << self.bits) - 1
         q = 1 << (self.bits - 1)
         return (-(q - 1) if self.rule == "narrow" else -q), q - 1
 
+    @property
+    def working_dtype(self) -> ScaleDtype:
+        """What scales are rounded to before codes follow from them."""
+        return self.scale_dtype if self.codes_from == "stored" else "float32"
+
+    @property
+    def plain(self) -> bool:
+        """Signed codes, and an integer zero point if any, with scales that runtimes know: what every exporter can ask about."""
+        return self.signed and self.zero_point == "integer" and not self.scale_dtype.startswith("float8") and not isinstance(self.granularity, PerBlock)
+
     def __str__(self) -> str:
-        extra = "" if self.scale_dtype == "float32" else f", {self.scale_dtype} scales"
-        return f"int{self.bits} {self.granularity} {self.rule}{extra}"
+        extras = [
+            "" if self.fit == "minmax" else f"{self.fit} range",
+            "" if self.symmetric or self.zero_point == "integer" else f"{self.zero_point} zero points",
+            "" if self.scale_dtype == "float32" else f"{self.scale_dtype} scales",
+        ]
+        return ", ".join([f"{'' if self.signed else 'u'}int{self.bits} {self.granularity} {self.rule}", *filter(None, extras)])
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A codebook fitted to the values: the optimal one-dimensional k-means of each scale's reach.
+
+    exact_zero   one entry is exactly 0
+    entry_dtype  how entries are stored; int8 ones share a float32 scale for each codebook (largest magnitude / 127)
+    """
+
+    __pydantic_config__ = STRICT
+    entries: int
+    exact_zero: bool = False
+    entry_dtype: Literal["float32", "float16", "int8"] = "float32"
+    type: Literal["learned"] = "learned"
+
+    def __post_init__(self):
+        if not 2 <= self.entries <= 256:
+            raise RecipeError(f"codebook.entries: 2 to 256, not {self.entries}")
+
+
+@dataclass(frozen=True)
+class DoubleQuantized:
+    """Scales that are themselves codes of 8 bits, after their mean over the tensor is taken off.
+
+    dynamic  bitsandbytes' signed dynamic map, one float32 scale for each `block` scales
+    linear   torchao's int8: round(256 r / (2 max |r|)) with one factor for each `block` scales
+    """
+
+    __pydantic_config__ = STRICT
+    kind: Literal["dynamic", "linear"] = "dynamic"
+    block: int = 256
+
+    def __str__(self) -> str:
+        return f"double-quantized ({self.kind}, {self.block})"
+
+
+Scaling = Literal["amax", "none", "mx_floor", "mx_ceil", "mx_rceil", "mx_even", "nvfp4"]
+"""How a codebook is scaled to values.
+
+amax      the largest magnitude meets the codebook's largest level
+none      not at all: learned and user's codebooks in the values' own units
+mx_*      a power of two (E8M0) from amax and the largest exponent of the levels (OCP MX 1.0, section 6.3):
+          floor   2^(floor(log2 amax) - emax); values above the largest level saturate
+          ceil    2^(ceil(log2 amax) - emax)
+          rceil   2^ceil(log2(amax / largest level))
+          even    amax is first rounded to the levels' mantissa, then floor
+nvfp4     an E4M3 scale for each block under one float32 scale for the tensor: amax(tensor) / (448 * 6)
+"""
+
+
+@dataclass(frozen=True)
+class CodebookFormat:
+    """Codes that index a table of levels, times a scale.
+
+    codebook  a name (see compress.numerics.codebooks), the levels themselves, or Learned
+    """
+
+    __pydantic_config__ = STRICT
+    codebook: str | tuple[float, ...] | Learned
+    granularity: Granularity = field(default_factory=PerTensor)
+    scaling: Scaling = "amax"
+    scale_dtype: ScaleDtype = "float32"
+    double: DoubleQuantized | None = None
+    division: Division = "true"
+    type: Literal["codebook"] = "codebook"
+
+    def __post_init__(self):
+        check_choices(self, {"scaling": Scaling, "scale_dtype": ScaleDtype, "division": Division})
+        if isinstance(self.codebook, tuple) and not (2 <= len(set(self.codebook)) <= 256 and len(set(self.codebook)) == len(self.codebook)):
+            raise RecipeError(f"codebook: 2 to 256 different levels, not {len(set(self.codebook))} of {len(self.codebook)}")
+        if isinstance(self.codebook, str):
+            self.entries  # noqa: B018  UnknownName for one that nobody knows
+        for wrong, reason in self.contradictions():
+            if wrong:
+                raise RecipeError(reason)
+
+    def contradictions(self):
+        e8m0 = self.scale_dtype == "float8_e8m0"
+        yield self.learned and self.scaling != "none", f"scaling: a learned codebook is in the values' own units: none, not {self.scaling}"
+        yield self.scaling.startswith("mx") != e8m0, f"scale_dtype: scaling {self.scaling} and {self.scale_dtype} scales do not go together"
+        yield (self.scaling == "nvfp4") != (self.scale_dtype == "float8_e4m3"), f"scale_dtype: {self.scale_dtype} does not go with scaling {self.scaling}"
+        yield self.double is not None and (self.scaling != "amax" or self.scale_dtype != "float32"), "double: only float32 scales of scaling amax are quantized"
+        yield self.double is not None and isinstance(self.granularity, PerTensor), "double: one scale per tensor cannot be quantized further"
+
+    @property
+    def learned(self) -> bool:
+        return isinstance(self.codebook, Learned)
+
+    @property
+    def entries(self) -> int:
+        if isinstance(self.codebook, str):
+            from compress.numerics.codebooks import levels
+
+            return len(levels(self.codebook).values)
+        return self.codebook.entries if isinstance(self.codebook, Learned) else len(self.codebook)
+
+    @property
+    def bits(self) -> int:
+        return max(1, ceil(log2(self.entries)))
+
+    def __str__(self) -> str:
+        if isinstance(self.codebook, Learned):
+            name = f"kmeans-{self.codebook.entries}" + (f" {self.codebook.entry_dtype} entries" if self.codebook.entry_dtype != "float32" else "")
+        else:
+            name = self.codebook if isinstance(self.codebook, str) else f"{len(self.codebook)} levels"
+        scaling = "" if self.scaling in ("amax", "none") else f" {self.scaling}"
+        return f"{name} {self.granularity}{scaling}{f', {self.double} scales' if self.double else ''}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +303,13 @@ class FloatFormat:
         return self.dtype
 
 
-Format = IntFormat | FloatFormat
+Format = IntFormat | FloatFormat | CodebookFormat
+
+
+def check_choices(document: Any, choices: dict[str, Any]) -> None:
+    for name, allowed in choices.items():
+        if getattr(document, name) not in get_args(allowed):
+            raise RecipeError(f"{name}: one of {', '.join(get_args(allowed))}, not {getattr(document, name)!r}")
 
 
 @dataclass(frozen=True)

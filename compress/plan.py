@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from compress.errors import RecipeError
-from compress.formats import Activations, Format, IntFormat, PerGroup
+from compress.errors import InputError, RecipeError
+from compress.formats import Activations, FloatFormat, Format
 from compress.network import COMPRESSIBLE, Weight
-from compress.numerics import predicted_bytes
+from compress.numerics import predicted_bytes, reach
 from compress.recipe import Recipe
 
 Placement = Literal["native", "decoded", "simulated", "float"]
@@ -63,10 +63,12 @@ class Plan:
 
 def unfit(weight: Weight, fmt: Format) -> str | None:
     """Why this tensor cannot take this format, or None."""
-    if isinstance(fmt, IntFormat) and isinstance(fmt.granularity, PerGroup):
-        inputs = weight.value[0].size
-        if inputs % fmt.granularity.size:
-            return f"{inputs} inputs per output channel are not divisible by the group size {fmt.granularity.size}"
+    if isinstance(fmt, FloatFormat):
+        return None
+    try:
+        reach.check(weight.value.shape, fmt.granularity)
+    except InputError as error:
+        return str(error)
     return None
 
 

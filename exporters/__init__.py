@@ -11,6 +11,7 @@ import numpy as np
 
 from compress.artifact import Artifact, Contents, Ledger, StoredTensor, file_hash
 from compress.errors import BrokenFile, ExportError, Refused
+from compress.formats import CodebookFormat, Format, IntFormat
 from compress.pipeline import Compressed
 from compress.plan import Decision, Placement, Plan
 from compress.registry import Entry, Registry
@@ -96,6 +97,12 @@ def placements(plan: Plan, exporter: str, framework: str, allow_float: bool = Fa
         name = EXPORTERS.name(exporter)
         raise Refused(f"{name} cannot write recipe {plan.recipe!r}: {listed}. Choose another recipe or exporter, or set allow_float: true.")
     return placed
+
+
+def refuse_exotic(fmt: Format, runtime: str) -> None:
+    """Refused for formats that a runtime has no operators for: codebooks, unsigned codes, float zero points, 8-bit float scales, flat blocks."""
+    if isinstance(fmt, CodebookFormat) or (isinstance(fmt, IntFormat) and not fmt.plain):
+        raise Refused(f"{runtime} has no operators for {fmt}")
 
 
 def some(names: list[str], most: int = 6) -> str:

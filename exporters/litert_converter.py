@@ -6,7 +6,7 @@ from compress.errors import Refused
 from compress.formats import FloatFormat, PerGroup, StaticActivations
 from compress.pipeline import Compressed
 from compress.plan import Decision
-from exporters import Placed
+from exporters import Placed, refuse_exotic
 from exporters.to_litert import EXPANDED, read
 
 __all__ = ["OWN_NUMBERS", "RUNTIME", "SUFFIX", "place", "read", "write"]
@@ -26,6 +26,7 @@ def place(decision: Decision, framework: str) -> Placed:
         if fmt.dtype != "float16" or activations is not None:
             raise Refused(f"TFLiteConverter has float16 weights with float activations, not {fmt} with {activations or 'float activations'}")
         return Placed("decoded", EXPANDED)
+    refuse_exotic(fmt, "TFLiteConverter")
     if fmt.bits != 8 or isinstance(fmt.granularity, PerGroup) or not fmt.symmetric:
         raise Refused(f"TFLiteConverter has symmetric int8 weights per channel or tensor only, not {fmt}")
     if activations is None and decision.kind != "embedding":

@@ -7,6 +7,7 @@ from typing import Literal
 from compress.errors import Refused
 from compress.formats import DynamicActivations, FloatFormat, IntFormat, PerGroup, StaticActivations
 from compress.plan import Decision, Placement
+from exporters import refuse_exotic
 
 Kernel = Literal["decode", "integer", "qlinear_conv", "blocks", "gather", "gather_blocks"]
 """decode         expanded to float32 by constant folding when the file is loaded
@@ -37,6 +38,7 @@ def scheme(kind: str, shape: tuple[int, ...], fmt: IntFormat | FloatFormat, acti
         raise Refused("ONNX Runtime's CPU provider has no kernels with int16 activations")
     if isinstance(fmt, FloatFormat):
         return Scheme("decode", "decoded", f"{fmt.dtype} {AT_LOAD}")
+    refuse_exotic(fmt, "ONNX Runtime")
     if fmt.bits not in (2, 4, 8, 16):
         raise Refused(f"ONNX has no {fmt.bits}-bit integers that ONNX Runtime computes with; it has 2, 4, 8 and 16")
     if kind == "embedding":

@@ -11,7 +11,7 @@ from compress.formats import DynamicActivations, FloatFormat, IntFormat, PerGrou
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from compress.samples import samples
-from exporters import METADATA_KEY, Placed, placements
+from exporters import METADATA_KEY, Placed, placements, refuse_exotic
 
 SUFFIX = ".tflite"
 RUNTIME = "litert"
@@ -30,6 +30,7 @@ def place(decision: Decision, framework: str) -> Placed:
     fmt = decision.format
     if isinstance(fmt, FloatFormat):
         return place_float(fmt, decision)
+    refuse_exotic(fmt, "LiteRT")
     if fmt.rule == "signed":
         raise Refused("LiteRT's scales are positive; rule 'signed' makes negative ones")
     if fmt.bits not in (2, 4, 8):

@@ -6,6 +6,7 @@ from typing import Literal
 from compress.errors import Refused
 from compress.formats import FloatFormat, IntFormat, PerGroup
 from compress.plan import Decision, Placement
+from exporters import refuse_exotic
 
 Way = Literal["decode", "weight_only", "dynamic", "static", "int4"]
 """decode       expanded to float32 before the operator that reads it
@@ -33,6 +34,7 @@ def choose(decision: Decision) -> Choice:
     fmt, activations = decision.format, decision.activations
     if activations is not None and activations.type == "static" and activations.bits == 16:
         raise Refused("PyTorch has no kernels for 16-bit integer activations")
+    refuse_exotic(fmt, "PyTorch")
     if isinstance(fmt, IntFormat) and fmt.bits not in (2, 4, 8, 16):
         raise Refused(f"PyTorch has no operators that unpack {fmt.bits}-bit codes (2, 4, 8 and 16 bits can be stored)")
     if isinstance(fmt, FloatFormat):

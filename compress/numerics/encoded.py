@@ -1,94 +1,167 @@
 """One tensor in a number format."""
 
+import os
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compress.errors import InputError
-from compress.formats import FloatFormat, Format, IntFormat, PerAxis, PerGroup
+from compress.formats import CodebookFormat, FloatFormat, Format, IntFormat, Learned
+from compress.numerics import reach
+from compress.numerics.codebooks import levels
 from compress.numerics.packing import pack_low_first
-from compress.numerics.scales import dequantize, fit, from_bfloat16_bits, quantize, to_bfloat16_bits
+from compress.numerics.scales import code_dtype, dequantize, divided, fit, from_bfloat16_bits, quantize, rounded, stored, to_bfloat16_bits
+from compress.numerics.scaling import ScaleCodes, amax_scale, check_levels, double_quantized, mx_scale, nvfp4_scales
 
-SCALE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+if TYPE_CHECKING:
+    from compress.numerics.ledger import TensorLedger
+
+SCALE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3": 1, "float8_e8m0": 1}
+ENTRY_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """Codes in the tensor's canonical shape with what decodes them.
 
-    codes        int8 or int16 for integers; float16, or uint16 bit patterns of bfloat16, for floats
-    scales       float32: shape () per tensor, [out] per axis, [out, groups] per group; None for floats
-    zero_points  int32 like scales; None where the format is symmetric
+    codes         int8 or int16 for integers (unsigned where the format is); uint8 indices of a codebook; float16, or uint16 bit patterns of bfloat16
+    scales        float32: shape () per tensor, [out] per axis, [out, groups] per group, [blocks] per block; None for floats and learned codebooks
+    zero_points   int32 or float32 like scales; None where the format is symmetric
+    codebook      float32 [..., entries] of a learned codebook, shaped like scales before it; None elsewhere
+    scale_codes   the scales as they are stored, where those are codes themselves
+    global_scale  float32 over all scales (NVFP4); None elsewhere
     """
 
     format: Format
     codes: np.ndarray
     scales: np.ndarray | None = None
     zero_points: np.ndarray | None = None
+    codebook: np.ndarray | None = None
+    scale_codes: ScaleCodes | None = None
+    global_scale: np.float32 | None = None
 
     def decode(self) -> np.ndarray:
         """float32 values in the tensor's shape."""
         return decode(self)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.codes.shape
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a safetensors file that describes itself; it appears whole or not at all."""
+        from compress.numerics.storing import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Encoded":
+        """An Encoded from `save`. BrokenFile for a file that is truncated, altered or of another kind."""
+        from compress.numerics.storing import load
+
+        return load(path)
+
+    @property
+    def ledger(self) -> "TensorLedger":
+        """Where the bytes go, and how few could do."""
+        from compress.numerics.ledger import ledger
+
+        return ledger(self)
+
     def packed(self) -> np.ndarray:
         """uint8: the codes as bytes, sub-byte codes packed low bits first."""
-        if isinstance(self.format, IntFormat) and self.format.bits < 8:
+        if self.format.bits < 8:
             return pack_low_first(self.codes, self.format.bits)
         return np.ascontiguousarray(self.codes).view(np.uint8).ravel()
 
     @property
     def nbytes(self) -> int:
-        """Exact stored size: packed codes, scales in their storage dtype, zero points in the format's own bits."""
+        """Exact stored size: packed codes, scales in their storage dtype, zero points in the format's own bits, codebooks that are not known by name."""
         return predicted_bytes(self.codes.shape, self.format)
 
 
-def scale_shape(shape: tuple[int, ...], fmt: IntFormat) -> tuple[int, ...]:
-    if isinstance(fmt.granularity, PerGroup):
-        return shape[0], prod(shape[1:]) // fmt.granularity.size
-    return shape[:1] if isinstance(fmt.granularity, PerAxis) else ()
+@dataclass(frozen=True)
+class Parts:
+    """Bytes that a tensor takes."""
+
+    payload: int
+    scales: int = 0
+    zero_points: int = 0
+    codebook: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.payload + self.scales + self.zero_points + self.codebook
 
 
-def parts(shape: tuple[int, ...], fmt: Format) -> tuple[int, int, int]:
-    """Bytes of payload, scales and zero points that a tensor of this shape takes."""
-    count = prod(shape)
-    payload = -(-count * fmt.bits // 8)
+def code_type(fmt: Format) -> np.dtype:
+    """Of `Encoded.codes`."""
+    if isinstance(fmt, IntFormat):
+        return code_dtype(fmt)
+    return np.dtype(np.uint8) if isinstance(fmt, CodebookFormat) else np.dtype(np.float16 if fmt.dtype == "float16" else np.uint16)
+
+
+def parts(shape: tuple[int, ...], fmt: Format) -> Parts:
+    payload = -(-prod(shape) * fmt.bits // 8)
     if isinstance(fmt, FloatFormat):
-        return payload, 0, 0
-    scales = prod(scale_shape(shape, fmt))
-    zero_points = 0 if fmt.symmetric else -(-scales * fmt.bits // 8)
-    return payload, scales * SCALE_BYTES[fmt.scale_dtype], zero_points
+        return Parts(payload)
+    count = prod(reach.scale_shape(shape, fmt.granularity))
+    if isinstance(fmt, IntFormat):
+        zero_bytes = 0 if fmt.symmetric else -(-count * fmt.bits // 8) if fmt.zero_point == "integer" else count * SCALE_BYTES[fmt.scale_dtype]
+        return Parts(payload, count * SCALE_BYTES[fmt.scale_dtype], zero_bytes)
+    return Parts(payload, scale_bytes(count, fmt), codebook=codebook_bytes(count, fmt))
+
+
+def scale_bytes(count: int, fmt: CodebookFormat) -> int:
+    if fmt.scaling == "none":
+        return 0
+    if fmt.double:
+        return count + 4 * -(-count // fmt.double.block) + 4
+    return count * SCALE_BYTES[fmt.scale_dtype] + (4 if fmt.scaling == "nvfp4" else 0)
+
+
+def codebook_bytes(count: int, fmt: CodebookFormat) -> int:
+    """Of learned and user's codebooks; a reader knows the named ones."""
+    if isinstance(fmt.codebook, str):
+        return 0
+    if not fmt.learned:
+        return 4 * fmt.entries
+    return count * (fmt.entries * ENTRY_BYTES[fmt.codebook.entry_dtype] + (4 if fmt.codebook.entry_dtype == "int8" else 0))
 
 
 def predicted_bytes(shape: tuple[int, ...], fmt: Format) -> int:
-    return sum(parts(shape, fmt))
+    return parts(shape, fmt).total
 
 
-def as_rows(values: np.ndarray, fmt: IntFormat) -> np.ndarray:
-    """[scales, values per scale]: the reach of every scale as one row."""
-    if isinstance(fmt.granularity, PerGroup):
-        per_channel = values[0].size if values.ndim else 1
-        if per_channel % fmt.granularity.size:
-            raise InputError(f"{per_channel} values per output channel are not divisible by the group size {fmt.granularity.size}")
-        return values.reshape(-1, fmt.granularity.size)
-    return values.reshape(values.shape[0], -1) if isinstance(fmt.granularity, PerAxis) else values.reshape(1, -1)
+def encode(values: np.ndarray, fmt: Format, sensitivity: np.ndarray | None = None) -> Encoded:
+    """`values` (any float dtype, canonical layout) in a format.
+
+    sensitivity  float32 in the values' shape, learned codebooks only: what an error of each value costs (squared gradient, or second moment of its input)
+    InputError for an empty tensor, NaN or infinity (with the first index), groups that do not fit.
+    """
+    values = checked(values)
+    if sensitivity is not None and not (isinstance(fmt, CodebookFormat) and fmt.learned):
+        raise InputError(f"sensitivity weighs the errors of learned codebooks only, not of {fmt}")
+    if isinstance(fmt, FloatFormat):
+        return Encoded(fmt, half(values) if fmt.dtype == "float16" else to_bfloat16_bits(values))
+    reach.check(values.shape, fmt.granularity)
+    if isinstance(fmt, IntFormat):
+        return encode_integers(values, fmt)
+    return encode_learned(values, fmt, sensitivity) if fmt.learned else encode_levels(values, fmt)
 
 
-def encode(values: np.ndarray, fmt: Format) -> Encoded:
-    """`values` (any float dtype, canonical layout) in a format. InputError for an empty tensor, NaN or infinity."""
+def checked(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float32)
     if not values.size:
         raise InputError("an empty tensor has no range to fit a scale to")
-    broken = values.size - int(np.isfinite(values).sum())
-    if broken:
-        raise InputError(f"{broken} of {values.size} values are NaN or infinite; repair the model's weights first")
-    if isinstance(fmt, FloatFormat):
-        return Encoded(fmt, half(values) if fmt.dtype == "float16" else to_bfloat16_bits(values))
-    rows = as_rows(values, fmt)
-    scale, zero = fit(rows, fmt)
-    codes = quantize(rows, scale, zero, fmt).reshape(values.shape)
-    shape = scale_shape(values.shape, fmt)
-    return Encoded(fmt, codes, scale.reshape(shape), None if zero is None else zero.reshape(shape))
+    if not np.isfinite(values.sum()):  # an overflowing sum of finite values is looked at more closely
+        broken = ~np.isfinite(values)
+        if broken.any():
+            first = [int(i) for i in np.unravel_index(broken.argmax(), values.shape)]
+            raise InputError(f"{int(broken.sum())} of {values.size} values are NaN or infinite, the first at {first}; repair the model's weights first")
+    return values
 
 
 def half(values: np.ndarray) -> np.ndarray:
@@ -99,11 +172,88 @@ def half(values: np.ndarray) -> np.ndarray:
             raise InputError(f"values up to {np.abs(values).max():.3g} do not fit float16 (largest 65504); use bfloat16") from error
 
 
+def encode_integers(values: np.ndarray, fmt: IntFormat) -> Encoded:
+    pieces = reach.split(values, fmt.granularity)
+    fitted = [fit(rows, fmt) for rows in pieces]
+    codes = [quantize(rows, scale, zero, fmt) for rows, (scale, zero) in zip(pieces, fitted, strict=True)]
+    shape = reach.scale_shape(values.shape, fmt.granularity)
+    scales = stored(reach.join_scales([scale for scale, _ in fitted], shape), fmt.scale_dtype)
+    zeros = None if fmt.symmetric else reach.join_scales([zero for _, zero in fitted], shape)
+    if zeros is not None and fmt.zero_point != "integer":
+        zeros = rounded(zeros, fmt.scale_dtype)
+    return Encoded(fmt, reach.join(codes, values.shape), scales, zeros)
+
+
+def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
+    table, pieces = check_levels(fmt), reach.split(values, fmt.granularity)
+    shape = reach.scale_shape(values.shape, fmt.granularity)
+    if fmt.scaling == "none":
+        return Encoded(fmt, table.nearest(values))
+    whole = scale_codes = None
+    if fmt.scaling == "nvfp4":
+        largest = np.abs(values).max()
+        found = [nvfp4_scales(rows, largest, table) for rows in pieces]
+        scales, whole = [scale for scale, _ in found], found[0][1]
+    else:
+        scales = [(amax_scale if fmt.scaling == "amax" else mx_scale)(rows, fmt, table) for rows in pieces]
+    codes = [table.nearest(divided(rows, scale if whole is None else scale * whole, fmt.division)) for rows, scale in zip(pieces, scales, strict=True)]
+    joined = reach.join_scales(scales, shape)
+    if fmt.double:
+        scale_codes = double_quantized(joined.ravel(), fmt.double)
+        joined = scale_codes.decode(fmt.double).reshape(shape)
+    return Encoded(fmt, reach.join(codes, values.shape), joined, scale_codes=scale_codes, global_scale=whole)
+
+
+def encode_learned(values: np.ndarray, fmt: CodebookFormat, sensitivity: np.ndarray | None) -> Encoded:
+    from compress.numerics.kmeans import optimal_codebooks
+
+    learned, pieces = fmt.codebook, reach.split(values, fmt.granularity)
+    weights = [None] * len(pieces) if sensitivity is None else reach.split(np.asarray(sensitivity, np.float32), fmt.granularity)
+    books = [stored_entries(optimal_codebooks(rows, learned.entries, w, learned.exact_zero), learned) for rows, w in zip(pieces, weights, strict=True)]
+    codes = [nearest_entries(rows, book) for rows, book in zip(pieces, books, strict=True)]
+    shape = reach.scale_shape(values.shape, fmt.granularity)
+    return Encoded(fmt, reach.join(codes, values.shape), codebook=reach.join_scales(books, shape))
+
+
+def stored_entries(books: np.ndarray, learned: Learned) -> np.ndarray:
+    """float32 [n, entries] as their storage holds them."""
+    if learned.entry_dtype == "float16":
+        return half(books).astype(np.float32)
+    if learned.entry_dtype == "int8":
+        scale = entry_scales(books)
+        return np.rint(books / scale) * scale
+    return books
+
+
+def entry_scales(books: np.ndarray) -> np.ndarray:
+    """float32 [..., 1]: the scales of int8 entries."""
+    scale = np.abs(books).max(-1, keepdims=True) / np.float32(127)
+    return np.where(scale == 0, np.float32(1), scale)
+
+
+def nearest_entries(rows: np.ndarray, books: np.ndarray) -> np.ndarray:
+    """uint8 [n, m]: the nearest of each row's ascending entries; ties go down."""
+    middle = (books[:, :-1] + books[:, 1:]) / 2
+    return np.stack([np.searchsorted(t, row, side="left") for t, row in zip(middle, rows, strict=True)]).astype(np.uint8)
+
+
 def decode(encoded: Encoded) -> np.ndarray:
     """float32 values of an Encoded, in its shape."""
     fmt, codes = encoded.format, encoded.codes
     if isinstance(fmt, FloatFormat):
         return codes.astype(np.float32) if fmt.dtype == "float16" else from_bfloat16_bits(codes)
-    rows = as_rows(codes, fmt)
-    zero = None if encoded.zero_points is None else encoded.zero_points.reshape(-1)
-    return dequantize(rows, encoded.scales.reshape(-1), zero).reshape(codes.shape)
+    pieces = reach.split(codes, fmt.granularity)
+    if encoded.codebook is not None:
+        books = reach.split_scales(encoded.codebook, pieces, further=1)
+        return reach.join([np.take_along_axis(book, rows.astype(np.int64), 1) for rows, book in zip(pieces, books, strict=True)], codes.shape)
+    if isinstance(fmt, CodebookFormat):
+        table = levels(fmt.codebook).values[codes]
+        if encoded.scales is None:
+            return table
+        whole = np.float32(1) if encoded.global_scale is None else encoded.global_scale
+        pieces = reach.split(table, fmt.granularity)
+        scales = reach.split_scales(encoded.scales, pieces)
+        return reach.join([rows * (scale * whole)[:, None] for rows, scale in zip(pieces, scales, strict=True)], codes.shape)
+    scales = reach.split_scales(encoded.scales, pieces)
+    zeros = [None] * len(pieces) if encoded.zero_points is None else reach.split_scales(encoded.zero_points, pieces)
+    return reach.join([dequantize(rows, scale, zero, fmt) for rows, scale, zero in zip(pieces, scales, zeros, strict=True)], codes.shape)

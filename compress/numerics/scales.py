@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from compress.formats import IntFormat
+from compress.formats import Division, IntFormat
+from compress.numerics.ranges import best_scale, best_zero_points, ends, magnitudes
 from compress.numerics.rounding import round_to
 
 TINY = np.finfo(np.float32).tiny
-MSE_GRID = np.linspace(0.2, 1.0, 81)  # shrink factors that the mse rules try
+E4M3_LARGEST, E4M3_SMALLEST = 448.0, 2.0**-9
 
 
 def to_bfloat16_bits(values: np.ndarray) -> np.ndarray:
@@ -20,75 +21,116 @@ def from_bfloat16_bits(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def stored(scale: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 scales rounded to what the storage dtype can hold; a scale of 0 or below the dtype's range becomes its smallest normal value."""
-    if dtype == "float32":
-        return np.where(np.abs(scale) < TINY, np.float32(1), scale).astype(np.float32)
+def to_e4m3(values: np.ndarray) -> np.ndarray:
+    """Positive float32 values rounded half to even to E4M3 (finite, largest 448), as float32."""
+    values = np.minimum(np.asarray(values, np.float32), np.float32(E4M3_LARGEST))
+    step = np.exp2(np.maximum(np.floor(np.log2(np.maximum(values, E4M3_SMALLEST))), -6) - 3).astype(np.float32)
+    return np.rint(values / step) * step
+
+
+def power_of_two_above(values: np.ndarray) -> np.ndarray:
+    """The smallest powers of two that are not below positive float32 values, within E8M0's 2^-127 to 2^127."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.float32(1), np.clip(exponent - (mantissa == 0.5), -126, 127)).astype(np.float32)
+
+
+def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 values as the storage dtype holds them."""
     if dtype == "float16":
-        kept, smallest = scale.astype(np.float16).astype(np.float32), np.finfo(np.float16).smallest_normal
-    else:
-        kept, smallest = from_bfloat16_bits(to_bfloat16_bits(scale)), TINY
+        return values.astype(np.float16).astype(np.float32)
+    if dtype == "bfloat16":
+        return from_bfloat16_bits(to_bfloat16_bits(values))
+    if dtype == "float8_e4m3":
+        return np.copysign(to_e4m3(np.abs(values)), values)
+    return power_of_two_above(values) if dtype == "float8_e8m0" else np.asarray(values, np.float32)
+
+
+def stored(scale: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 scales as the storage dtype holds them; a scale of 0 becomes 1, one below the dtype's range its smallest normal value."""
+    smallest = {"float16": np.finfo(np.float16).smallest_normal, "float8_e4m3": E4M3_SMALLEST}.get(dtype, TINY)
+    kept = rounded(scale, dtype)
     return np.where(np.abs(scale) < TINY, np.float32(1), np.where(np.abs(kept) < smallest, np.float32(smallest), kept)).astype(np.float32)
 
 
 def fit(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scales float32 [n] and zero points int32 [n] (None where symmetric) of values float32 [n, m]. An all-zero row gets scale 1."""
+    """Scales float32 [n] and zero points [n] (int32 or float32; None where symmetric) of values float32 [n, m]. An all-zero row gets scale 1."""
+    if fmt.symmetric:
+        return stored(symmetric_scale(rows, fmt), fmt.working_dtype), None
+    return asymmetric(rows, fmt)
+
+
+def symmetric_scale(rows: np.ndarray, fmt: IntFormat) -> np.ndarray:
     low, high = fmt.code_range
-    if fmt.rule == "asymmetric":
-        return asymmetric(rows.min(1), rows.max(1), fmt)
-    if fmt.rule == "asymmetric_mse":
-        bottom, top = rows.min(1), rows.max(1)
-        return least_squares(rows, fmt, lambda shrink: asymmetric(bottom * shrink, top * shrink, fmt))
-    amax = np.abs(rows).max(1)
-    if fmt.rule == "mse":
-        return least_squares(rows, fmt, lambda shrink: (stored(amax * np.float32(shrink) / np.float32(high), fmt.scale_dtype), None))
+    if fmt.fit == "mse":
+        return signed_best(rows, low, high) if fmt.rule == "signed" else best_scale(rows, low, high)
+    if fmt.rule == "noclip" and fmt.fit == "minmax":
+        return np.maximum(-rows.min(1) / np.float32(-low), rows.max(1) / np.float32(high))
+    amax = magnitudes(rows, fmt)
     if fmt.rule == "half":
-        scale = amax / np.float32(high + 0.5)
-    elif fmt.rule == "signed":
+        return amax / np.float32(high + 0.5)
+    if fmt.rule == "signed":
         extreme = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], 1)[:, 0]
-        scale = extreme / np.float32(low)
-    elif fmt.rule == "noclip":
-        scale = np.maximum(-rows.min(1) / np.float32(-low), rows.max(1) / np.float32(high))
-    else:
-        scale = amax / np.float32(high)
-    return stored(scale, fmt.scale_dtype), None
+        return np.copysign(amax, extreme) / np.float32(low)
+    return amax / np.float32(high)
 
 
-def asymmetric(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray]:
+def signed_best(rows: np.ndarray, low: int, high: int) -> np.ndarray:
+    """The better of the best positive and the best negative scale."""
+    candidates = np.stack([best_scale(rows, low, high), -best_scale(-rows, low, high)])
+    step = np.where(candidates == 0, 1, candidates)[..., None]
+    error = np.square(np.clip(np.rint(rows / step), low, high) * step - rows).sum(-1, dtype=np.float64)
+    return np.where(error[0] <= error[1], candidates[0], candidates[1])
+
+
+def asymmetric(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray]:
+    low, high = fmt.code_range
+    bottom, top = ends(rows, fmt)
+    if fmt.zero_point == "integer":
+        scale, zero = with_integer_zero(bottom, top, fmt)
+        if fmt.fit == "mse":
+            scale, zero = best_zero_points(rows, fmt, zero)
+            scale = stored(scale, fmt.working_dtype)
+        return scale, zero.astype(np.int32)
+    scale = stored((top - bottom) / np.float32(high - low), fmt.working_dtype)
+    if fmt.zero_point == "float":
+        return scale, rounded(np.float32(low) - bottom / scale, fmt.working_dtype)
+    return scale, rounded(bottom - np.float32(low) * scale, fmt.working_dtype)
+
+
+def with_integer_zero(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray]:
     """Scales and zero points of ranges [bottom, top] widened to hold 0; the zero point follows from the scale as stored."""
     low, high = fmt.code_range
     bottom, top = np.minimum(bottom, 0), np.maximum(top, 0)
-    scale = stored((top - bottom) / np.float32(high - low), fmt.scale_dtype)
-    zero = np.clip(round_to(low - bottom / scale, fmt.rounding), low, high)
-    return scale, zero.astype(np.int32)
+    scale = stored((top - bottom) / np.float32(high - low), fmt.working_dtype)
+    return scale, np.clip(round_to(low - bottom / scale, fmt.rounding), low, high)
 
 
-def least_squares(rows: np.ndarray, fmt: IntFormat, candidate) -> tuple[np.ndarray, np.ndarray | None]:
-    """The scales and zero points of `candidate(shrink)` with the least squared error of each row, over MSE_GRID."""
-    best_error = np.full(len(rows), np.inf)
-    best_scale, best_zero = candidate(1.0)
-    for shrink in MSE_GRID[::-1]:
-        scale, zero = candidate(shrink)
-        error = np.square(dequantize(quantize(rows, scale, zero, fmt), scale, zero) - rows).sum(1, dtype=np.float64)
-        better = error < best_error
-        best_error = np.where(better, error, best_error)
-        best_scale = np.where(better, scale, best_scale)
-        best_zero = None if zero is None else np.where(better, zero, best_zero)
-    return best_scale, best_zero
+def divided(values: np.ndarray, scale: np.ndarray, division: Division) -> np.ndarray:
+    """float32 [n, m] over [n]."""
+    return values / scale[:, None] if division == "true" else values * (np.float32(1) / scale)[:, None]
 
 
 def quantize(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: IntFormat) -> np.ndarray:
-    """Codes int8 (int16 for 16 bits) [n, m]: round(x / scale + zero), saturated to the format's range."""
+    """Codes [n, m]: round(x / scale + zero), saturated to the format's range. int8 or int16, unsigned where the format is."""
     low, high = fmt.code_range
-    scaled = rows / scale[:, None]
-    if zero is not None:
-        scaled = scaled + zero[:, None].astype(np.float32)
-    return np.clip(round_to(scaled, fmt.rounding), low, high).astype(np.int16 if fmt.bits == 16 else np.int8)
+    if fmt.zero_point == "offset" and zero is not None:
+        scaled = divided(rows - zero[:, None], scale, fmt.division)
+    else:
+        scaled = divided(rows, scale, fmt.division)
+        if zero is not None:
+            scaled = scaled + zero[:, None].astype(np.float32)
+    return np.clip(round_to(scaled, fmt.rounding), low, high).astype(code_dtype(fmt))
 
 
-def dequantize(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray | None) -> np.ndarray:
-    """float32 [n, m]: (code - zero point) * scale."""
-    centred = codes.astype(np.float32)
-    if zero is not None:
-        centred = centred - zero[:, None].astype(np.float32)
-    return centred * scale[:, None]
+def code_dtype(fmt: IntFormat) -> np.dtype:
+    return np.dtype(f"{'' if fmt.signed else 'u'}int{16 if fmt.bits == 16 else 8}")
+
+
+def dequantize(codes: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: IntFormat) -> np.ndarray:
+    """float32 [n, m] of codes [n, m]."""
+    values = codes.astype(np.float32)
+    if zero is None:
+        return values * scale[:, None]
+    if fmt.zero_point == "offset":
+        return values * scale[:, None] + zero[:, None]
+    return (values - zero[:, None].astype(np.float32)) * scale[:, None]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compress.formats import DynamicActivations, FloatFormat, IntFormat, StaticActivations
+from compress.formats import CodebookFormat, DynamicActivations, FloatFormat, IntFormat, StaticActivations
 from compress.steps.selector import Selector
 
 
@@ -14,5 +14,5 @@ class Quantize(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     step: Literal["quantize"] = "quantize"
     select: Selector = Selector()
-    weights: Annotated[IntFormat | FloatFormat, Field(discriminator="type")]
+    weights: Annotated[IntFormat | FloatFormat | CodebookFormat, Field(discriminator="type")]
     activations: Annotated[DynamicActivations | StaticActivations, Field(discriminator="type")] | None = None

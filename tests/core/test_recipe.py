@@ -77,7 +77,7 @@ def test_every_tensor_has_a_format_or_a_reason():
 
 def test_a_group_that_does_not_divide_is_an_error_unless_allowed():
     steps = ["weights: {type: int, bits: 4, granularity: {type: group, size: 32}}"]
-    with pytest.raises(RecipeError, match=r"head.weight \[2, 48\]: 48 inputs .* not divisible by the group size 32"):
+    with pytest.raises(RecipeError, match=r"head.weight \[2, 48\]: 48 values .* not divisible by the group size 32"):
         plan(WEIGHTS, recipe(*steps))
     decided = {d.name: d for d in plan(WEIGHTS, recipe(*steps, allow_float="true")).decisions}
     assert decided["head.weight"].wanted and decided["head.weight"].format is None

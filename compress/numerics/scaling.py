@@ -1,0 +1,93 @@
+"""Scales of codebook formats, and scales that are codes themselves."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from compress.errors import InputError
+from compress.formats import CodebookFormat, DoubleQuantized
+from compress.numerics.codebooks import MANTISSA_BITS, Levels, levels
+from compress.numerics.scales import E4M3_LARGEST, TINY, stored, to_e4m3
+
+SMALLEST = np.float32(1e-38)  # of bitsandbytes' divisors
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleCodes:
+    """Positive scales as 8-bit codes: scale = level(code) * factor + offset.
+
+    codes    uint8 [scales] into the dynamic map, or int8 [scales] linear ones
+    factors  float32 [blocks of scales]
+    offset   float32: the mean of all scales
+    """
+
+    codes: np.ndarray
+    factors: np.ndarray
+    offset: np.float32
+
+    def decode(self, double: DoubleQuantized) -> np.ndarray:
+        """float32 [scales]."""
+        factors = np.repeat(self.factors, double.block)[: self.codes.size]
+        table = levels("dynamic8").values[self.codes] if double.kind == "dynamic" else self.codes.astype(np.float32)
+        return table * factors + self.offset
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.size + 4 * self.factors.size + 4
+
+
+def double_quantized(scales: np.ndarray, double: DoubleQuantized) -> ScaleCodes:
+    """float32 [scales] as codes. bitsandbytes' quantize_blockwise on the scales less their mean; or torchao's int8 (nf4tensor.double_quantize_scalers)."""
+    offset = np.float32(scales.mean(dtype=np.float32))
+    rest = scales - offset
+    blocks = -(-rest.size // double.block)
+    padded = np.zeros(blocks * double.block, np.float32)
+    padded[: rest.size] = rest
+    rows = padded.reshape(blocks, -1)
+    amax = np.abs(rows).max(1)
+    if double.kind == "dynamic":
+        codes = levels("dynamic8").nearest(rows * (np.float32(1) / np.maximum(amax, SMALLEST))[:, None])
+        return ScaleCodes(codes.ravel()[: rest.size], amax, offset)
+    factor = np.where(amax == 0, np.float32(1), 2 * amax / np.float32(256))
+    codes = np.clip(np.rint(rows * (np.float32(1) / factor)[:, None]), -128, 127).astype(np.int8)
+    return ScaleCodes(codes.ravel()[: rest.size], factor.astype(np.float32), offset)
+
+
+def amax_scale(rows: np.ndarray, fmt: CodebookFormat, table: Levels) -> np.ndarray:
+    """float32 [n]: the largest magnitude meets the largest level."""
+    return stored(np.abs(rows).max(1) / table.largest, fmt.scale_dtype)
+
+
+def mx_scale(rows: np.ndarray, fmt: CodebookFormat, table: Levels) -> np.ndarray:
+    """float32 powers of two [n] by one of the four rules; a row of zeros gets the smallest."""
+    amax = np.maximum(np.abs(rows).max(1), TINY)
+    emax = int(np.floor(np.log2(table.largest)))
+    exponent = exponent_of(amax)
+    if fmt.scaling == "mx_ceil":
+        exponent = exponent + (amax > np.ldexp(np.float32(1), exponent))
+    elif fmt.scaling == "mx_even":
+        bits = MANTISSA_BITS[str(fmt.codebook)]
+        exponent = exponent_of((amax.view(np.uint32) + np.uint32(1 << (23 - bits - 1))).view(np.float32))
+    elif fmt.scaling == "mx_rceil":
+        ratio = (amax / table.largest).astype(np.float32)
+        exponent = exponent_of(ratio)
+        exponent = exponent + (ratio > np.ldexp(np.float32(1), exponent)) + emax
+    return np.ldexp(np.float32(1), np.clip(exponent - emax, -126, 127)).astype(np.float32)
+
+
+def exponent_of(values: np.ndarray) -> np.ndarray:
+    """int32: floor(log2) of positive float32 values, exactly."""
+    return np.frexp(values)[1] - 1
+
+
+def nvfp4_scales(rows: np.ndarray, largest: np.float32, table: Levels) -> tuple[np.ndarray, np.float32]:
+    """E4M3 scales float32 [n] and the float32 scale of the tensor whose largest magnitude is given: value = level * scale * global."""
+    whole = np.float32(largest) / np.float32(E4M3_LARGEST * float(table.largest)) if largest else np.float32(1)
+    local = to_e4m3(np.abs(rows).max(1) / table.largest / whole)
+    return np.where(local == 0, np.float32(2.0**-9), local), whole
+
+
+def check_levels(fmt: CodebookFormat) -> Levels:
+    if fmt.scaling.startswith("mx") and str(fmt.codebook) not in MANTISSA_BITS:
+        raise InputError(f"scaling {fmt.scaling} needs a small float's levels ({', '.join(MANTISSA_BITS)}), not {fmt.codebook}")
+    return levels(fmt.codebook)
