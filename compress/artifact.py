@@ -13,7 +13,7 @@ from compress.plan import Placement
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor as read from a file: codes, scales and zero points in canonical layout, None where it is plain float."""
+    """A tensor as read from a file: codes, scales, zero points and codebook in canonical layout, None where it is plain float."""
 
     name: str  # the plan's name where the file carries one, else the file's own
     file_name: str  # the file's own name of the tensor
@@ -22,11 +22,12 @@ class StoredTensor:
     placement: Placement
     reason: str = ""  # why it is decoded, simulated or float although the plan wanted it native
     payload_bytes: int = 0
-    scale_bytes: int = 0
+    scale_bytes: int = 0  # scales and codebooks of this tensor alone
     zero_point_bytes: int = 0
     codes: np.ndarray | None = field(default=None, repr=False)
-    scales: np.ndarray | None = field(default=None, repr=False)  # shape () per tensor, [out] per axis, [out, groups] per group
+    scales: np.ndarray | None = field(default=None, repr=False)  # float32 like Encoded.scales, times its global scale where it has one
     zero_points: np.ndarray | None = field(default=None, repr=False)  # like scales; None where every zero point is 0
+    codebook: np.ndarray | None = field(default=None, repr=False)  # float32 like Encoded.codebook, or [entries] of a table with a name that the file holds
 
     @property
     def size_bytes(self) -> int:
@@ -85,7 +86,7 @@ class Artifact:
 
     def without_codes(self) -> "Artifact":
         """The same facts without the arrays: what crosses to a measuring process."""
-        tensors = tuple(replace(t, codes=None, scales=None, zero_points=None) for t in self.tensors)
+        tensors = tuple(replace(t, codes=None, scales=None, zero_points=None, codebook=None) for t in self.tensors)
         return replace(self, contents=replace(self.contents, tensors=tensors))
 
     @property

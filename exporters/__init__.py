@@ -12,6 +12,7 @@ import numpy as np
 from compress.artifact import Artifact, Contents, Ledger, StoredTensor, file_hash
 from compress.errors import BrokenFile, ExportError, Refused
 from compress.formats import CodebookFormat, Format, IntFormat
+from compress.numerics.codebooks import levels
 from compress.pipeline import Compressed
 from compress.plan import Decision, Placement, Plan
 from compress.registry import Entry, Registry
@@ -186,14 +187,23 @@ def difference(encoded, tensor: StoredTensor | None, allow_float: bool) -> str |
     off = int((tensor.codes != encoded.codes).sum())
     if off:
         return f"{off} of {encoded.codes.size} codes differ"
-    for noun, theirs, ours in (("scales", tensor.scales, encoded.scales), ("zero points", tensor.zero_points, encoded.zero_points)):
-        if not same_numbers(theirs, ours):
-            return f"{noun} differ"
-    return None
+    scales = encoded.scales if encoded.global_scale is None else encoded.scales * encoded.global_scale
+    pairs = {
+        "scales": (tensor.scales, scales),
+        "zero points": (tensor.zero_points, encoded.zero_points),
+        "codebooks": (tensor.codebook, codebook(encoded, tensor)),
+    }
+    return next((f"{noun} differ" for noun, (theirs, ours) in pairs.items() if not same_numbers(theirs, ours)), None)
+
+
+def codebook(encoded, tensor: StoredTensor) -> np.ndarray | None:
+    """What the file's codebook must equal: a table with a name need not be in the file, as a kernel may know it."""
+    named = isinstance(encoded.format, CodebookFormat) and not encoded.format.learned
+    return levels(encoded.format.codebook).values if named and tensor.codebook is not None else encoded.codebook
 
 
 def same_numbers(theirs: np.ndarray | None, ours: np.ndarray | None) -> bool:
     if ours is None or theirs is None:
         given = ours if theirs is None else theirs
         return given is None or not np.any(given)
-    return np.array_equal(np.asarray(theirs, np.float32).ravel(), np.asarray(ours, np.float32).ravel())
+    return np.array_equal(np.asarray(theirs, np.float32).ravel(), np.asarray(ours, np.float32).ravel(), equal_nan=True)

@@ -16,6 +16,7 @@ import exporters
 from compress.errors import BrokenFile, ExportError, InputError, Refused
 from compress.formats import DynamicActivations, FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor, ScaleRule
 from compress.pipeline import Compressed, compress
+from compress.presets import PRESETS
 from compress.recipe import Recipe, built_in
 from compress.steps import Quantize
 from evaluators.runtimes import RUNTIMES
@@ -103,6 +104,7 @@ FORMATS = [
     *(IntFormat(bits, granularity, rule) for bits in (4, 8) for granularity in (PerAxis(), PerGroup(32)) for rule in get_args(ScaleRule) if rule != "qmax"),
     FloatFormat("float16"),
     FloatFormat("bfloat16"),
+    *(preset.format for preset in PRESETS.values() if not getattr(preset.format, "plain", False)),
 ]
 
 
