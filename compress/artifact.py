@@ -62,7 +62,7 @@ class Ledger:
 class Contents:
     """What `read` of an exporter finds in a file, whoever wrote it."""
 
-    format: str  # "tflite", "onnx" or "pt2"
+    format: str  # "tflite", "onnx", "pt2", "safetensors" or "gguf"
     inputs: tuple[InputSpec, ...]  # in the network's order, under the network's names where the file carries them
     outputs: tuple[InputSpec, ...]
     tensors: tuple[StoredTensor, ...]  # constants

@@ -24,11 +24,19 @@ EXPORTERS = Registry(
         "litert-converter": Entry("exporters.litert_converter", "tensorflow", "LiteRT .tflite quantized by TFLiteConverter itself (Keras models)"),
         "onnx": Entry("exporters.to_onnx", "onnx", "ONNX: QDQ, MatMulInteger, MatMulNBits"),
         "torch": Entry("exporters.to_torch", "torch", "torch.export .pt2: torchao, PT2E, int4 groups"),
+        "safetensors": Entry("exporters.to_safetensors", "checkpoints", "Hugging Face checkpoint: bitsandbytes NF4 and FP4, compressed-tensors"),
     },
-    aliases={"tflite": "litert", "tflite-converter": "litert-converter", "pt2": "torch", "pytorch": "torch"},
+    aliases={
+        "tflite": "litert",
+        "tflite-converter": "litert-converter",
+        "pt2": "torch",
+        "pytorch": "torch",
+        "bitsandbytes": "safetensors",
+        "compressed-tensors": "safetensors",
+    },
 )
 
-READERS = {".tflite": "litert", ".onnx": "onnx", ".pt2": "torch"}
+READERS = {".tflite": "litert", ".onnx": "onnx", ".pt2": "torch", ".safetensors": "safetensors"}
 METADATA_KEY = "compresskit"
 
 
@@ -44,7 +52,7 @@ class Exporter(Protocol):
     """A module with these names. `write` may take minutes; `place` is instant and imports no framework."""
 
     SUFFIX: str
-    RUNTIME: str  # the runtime that a study uses for its files
+    RUNTIME: str  # the runtime that a study uses for its files; empty where other programs run them
     OWN_NUMBERS: bool  # True where the converter picks codes itself, so nothing is compared with the plan
 
     def place(self, decision: Decision, framework: str) -> Placed:
@@ -52,7 +60,10 @@ class Exporter(Protocol):
         ...
 
     def write(self, small: Compressed, path: Path) -> tuple[str, ...]:
-        """Writes the file with `metadata(...)` inside and returns notes: what was done the runtime's own way."""
+        """Writes the file with `metadata(...)` inside and returns notes: what was done the runtime's own way.
+
+        Files that it writes beside `path` go along with it.
+        """
         ...
 
     def read(self, path: Path) -> Contents:
@@ -114,7 +125,7 @@ def some(names: list[str], most: int = 6) -> str:
 def export(small: Compressed, path: str | os.PathLike, exporter: str | None = None) -> Artifact:
     """The artifact at `path`, written, reopened and compared with the plan.
 
-    The exporter follows from the suffix (.tflite, .onnx, .pt2) unless named. The file appears whole or not at all.
+    The exporter follows from the suffix (.tflite, .onnx, .pt2, ...) unless named. The file appears whole or not at all.
     Raises Refused (the runtime cannot do it), ExportError (the file differs from the plan, every tensor named), OSError.
     """
     path = Path(path)
@@ -131,6 +142,9 @@ def export(small: Compressed, path: str | os.PathLike, exporter: str | None = No
         if not module.OWN_NUMBERS:
             verify(small, contents)
         artifact = describe(fresh, name, contents, tuple(notes) + left_in_float(small, contents))
+        for companion in sorted(fresh.parent.iterdir()):
+            if companion != fresh:
+                os.replace(companion, path.parent / companion.name)
         os.replace(fresh, path)
     return replace(artifact, path=path)
 
@@ -142,7 +156,7 @@ def reader_of(path: Path) -> str:
 
 
 def inspect(path: str | os.PathLike) -> Artifact:
-    """What a .tflite, .onnx or .pt2 file holds, whoever wrote it."""
+    """What a .tflite, .onnx, .pt2, .safetensors or .gguf file holds, whoever wrote it."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")

@@ -62,6 +62,8 @@ def runtimes_of(exporter: str) -> list[str]:
 def refusal(exporter: str, recipe: str, name: str) -> str | None:
     if exporter == "litert-converter" and not name.startswith("keras"):
         return "Keras"
+    if exporter == "safetensors":
+        return ""  # it writes Hugging Face models: test_checkpoints.py has its laws
     return REFUSED.get((exporter, recipe))
 
 
@@ -146,7 +148,7 @@ def test_float_files_hold_the_weights_once(exporter):
     assert artifact.ledger.float_bytes <= total * 1.02 + 4096
 
 
-@pytest.mark.parametrize("exporter", exporters.EXPORTERS)
+@pytest.mark.parametrize("exporter", [e for e in exporters.EXPORTERS if e != "safetensors"])
 def test_damaged_files_are_named(exporter, tmp_path):
     suffix = exporters.EXPORTERS.load(exporter).SUFFIX
     source = exported("litert" if suffix == ".tflite" else exporter, Recipe.load("int8-weight-only"), "torch_linear")[1].path.read_bytes()
