@@ -25,6 +25,7 @@ EXPORTERS = Registry(
         "onnx": Entry("exporters.to_onnx", "onnx", "ONNX: QDQ, MatMulInteger, MatMulNBits"),
         "torch": Entry("exporters.to_torch", "torch", "torch.export .pt2: torchao, PT2E, int4 groups"),
         "safetensors": Entry("exporters.to_safetensors", "checkpoints", "Hugging Face checkpoint: bitsandbytes NF4 and FP4, compressed-tensors"),
+        "gguf": Entry("exporters.to_gguf", "checkpoints", "GGUF for llama.cpp: Q4_0, Q4_1, Q8_0, F16, BF16"),
     },
     aliases={
         "tflite": "litert",
@@ -36,7 +37,7 @@ EXPORTERS = Registry(
     },
 )
 
-READERS = {".tflite": "litert", ".onnx": "onnx", ".pt2": "torch", ".safetensors": "safetensors"}
+READERS = {".tflite": "litert", ".onnx": "onnx", ".pt2": "torch", ".safetensors": "safetensors", ".gguf": "gguf"}
 METADATA_KEY = "compresskit"
 
 
