@@ -11,13 +11,14 @@ from compress.errors import RecipeError
 
 STRICT = {"extra": "forbid"}  # how pydantic reads these dataclasses inside recipes
 
-ScaleRule = Literal["narrow", "qmax", "half", "signed", "noclip", "asymmetric"]
+ScaleRule = Literal["narrow", "qmax", "half", "signed", "signed_first", "noclip", "asymmetric"]
 """How a scale follows from the range of values; the codes' range follows with it.
 
 narrow          amax / (Q-1), codes [-(Q-1), Q-1]      LiteRT int8, int16
 qmax            amax / (Q-1), codes [-Q, Q-1]          LiteRT int4, AWQ, GGUF Q8_0
 half            amax / (Q-1/2), codes [-Q, Q-1]        compressed-tensors, torchao SYMMETRIC, GPTQ
-signed          m / -Q with m the value of largest magnitude; the scale may be negative   ONNX Runtime MatMulNBits, GGUF Q4_0
+signed          m / -Q with m the value of largest magnitude; the scale may be negative. Of both signs, m is the negative one   ONNX Runtime MatMulNBits
+signed_first    the same, but of both signs m is the first                             GGUF Q4_0
 noclip          max(-min / Q, max / (Q-1))             torchao SYMMETRIC_NO_CLIPPING_ERR
 asymmetric      (max - min) / (2^bits-1) with a zero point
 Unsigned codes, [0, 2^bits-1], know `qmax` (amax / (2^bits-1), for values without a sign) and `asymmetric`.
@@ -138,10 +139,12 @@ class IntFormat:
 
     def contradictions(self):
         """Combinations that mean nothing, each with the rule that it breaks."""
-        yield self.bits == 1 and self.signed and self.symmetric and self.rule != "signed", f"rule: {self.rule} divides by the largest code, 0 for 1 bit"
+        yield self.bits == 1 and self.signed and self.symmetric and not self.rule.startswith("signed"), f"rule: {self.rule} divides by the largest code, 0 for 1 bit"
         yield not self.signed and self.rule not in ("qmax", "asymmetric"), f"rule: {self.rule} needs codes of both signs, and signed is false"
         yield self.symmetric and self.zero_point != "integer", f"zero_point: {self.zero_point} needs rule asymmetric, not {self.rule}"
-        yield self.rule == "signed" and self.scale_dtype == "float8_e8m0", "scale_dtype: float8_e8m0 has no sign, and rule signed makes negative scales"
+        negative = self.rule.startswith("signed")
+        yield negative and self.scale_dtype == "float8_e8m0", f"scale_dtype: float8_e8m0 has no sign, and rule {self.rule} makes negative scales"
+        yield self.fit == "mse" and self.zero_point != "integer", f"fit: mse knows integer zero points, not {self.zero_point} ones"
         yield not self.symmetric and self.fit in ("octav", "entropy"), f"fit: {self.fit} finds one threshold for both signs, and rule asymmetric has two ends"
 
     @property

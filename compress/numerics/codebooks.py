@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 
 from compress.errors import UnknownName
+from compress.numerics.fast import fast
 from compress.registry import suggest
 
 F32 = np.float32
@@ -27,6 +28,9 @@ class Levels:
 
     def nearest(self, x: np.ndarray) -> np.ndarray:
         """uint8 codes of float32 values of any shape."""
+        kernels = fast(x)
+        if kernels:
+            return kernels.nearest(x, self)
         return self.order.astype(np.uint8)[np.searchsorted(self.thresholds, x, side="left")]
 
     @property
@@ -46,8 +50,12 @@ def with_thresholds(values: np.ndarray, ties: Callable[[int, int, float, float],
     return Levels(values, order, np.where(up, np.nextafter(middle, F32(-np.inf)), middle))
 
 
+def down(lower_code: int, upper_code: int, lower: float, upper: float) -> bool:
+    return lower == upper  # between -0 and +0, 0 itself is +0
+
+
 def toward_zero(lower_code: int, upper_code: int, lower: float, upper: float) -> bool:
-    return abs(upper) < abs(lower) or lower == upper  # between -0 and +0, 0 itself is +0
+    return abs(upper) < abs(lower) or lower == upper
 
 
 def to_even(lower_code: int, upper_code: int, lower: float, upper: float) -> bool:
@@ -81,10 +89,18 @@ def nf4() -> Levels:
     return with_thresholds(np.array(NF4), thresholds=np.array(NF4_THRESHOLDS))
 
 
+def nf4_torchao() -> Levels:
+    """torchao's NF4 levels (nf4_tensor.py), of four digits each."""
+    return with_thresholds(np.round(np.array(NF4), 4))
+
+
 def fp4_bnb() -> Levels:
-    """bitsandbytes' FP4, codes sign << 3 | magnitude; magnitudes in twelfths: 0, 1/16, 8, 12, 4, 6, 2, 3. Ties go toward zero."""
+    """bitsandbytes' FP4, codes sign << 3 | magnitude; magnitudes in twelfths: 0, 1/16, 8, 12, 4, 6, 2, 3.
+
+    Ties go down, as its PyTorch code has it (backends/default/ops.py); its CUDA kernel and ONNX Runtime send them toward zero.
+    """
     magnitudes = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3]) / 12
-    return with_thresholds(np.concatenate([magnitudes, -magnitudes]), toward_zero)
+    return with_thresholds(np.concatenate([magnitudes, -magnitudes]), down)
 
 
 def minifloat(exponent_bits: int, mantissa_bits: int, bias: int, largest: float) -> Levels:
@@ -134,6 +150,7 @@ def dynamic_map() -> Levels:
 TABLES: dict[str, Callable[[], Levels]] = {
     "nf4": nf4,
     **{f"nf{bits}": lambda bits=bits: normal_float(bits) for bits in (2, 3, 5, 6, 7, 8)},
+    "nf4_torchao": nf4_torchao,
     "fp4_bnb": fp4_bnb,
     "e2m1": lambda: minifloat(2, 1, 1, 6.0),
     "e2m3": lambda: minifloat(2, 3, 1, 7.5),

@@ -11,6 +11,7 @@ from compress.errors import InputError
 from compress.formats import CodebookFormat, FloatFormat, Format, IntFormat, Learned
 from compress.numerics import reach
 from compress.numerics.codebooks import levels
+from compress.numerics.fast import fast
 from compress.numerics.packing import pack_low_first
 from compress.numerics.scales import code_dtype, dequantize, divided, fit, from_bfloat16_bits, quantize, rounded, stored, to_bfloat16_bits
 from compress.numerics.scaling import ScaleCodes, amax_scale, check_levels, double_quantized, mx_scale, nvfp4_scales
@@ -141,19 +142,25 @@ def encode(values: np.ndarray, fmt: Format, sensitivity: np.ndarray | None = Non
     sensitivity  float32 in the values' shape, learned codebooks only: what an error of each value costs (squared gradient, or second moment of its input)
     InputError for an empty tensor, NaN or infinity (with the first index), groups that do not fit.
     """
-    values = checked(values)
+    values = np.asarray(values, np.float32)
     if sensitivity is not None and not (isinstance(fmt, CodebookFormat) and fmt.learned):
         raise InputError(f"sensitivity weighs the errors of learned codebooks only, not of {fmt}")
     if isinstance(fmt, FloatFormat):
+        checked(values)
         return Encoded(fmt, half(values) if fmt.dtype == "float16" else to_bfloat16_bits(values))
     reach.check(values.shape, fmt.granularity)
+    kernels = fast(values)
+    found = kernels.encode(np.ascontiguousarray(values), fmt) if kernels else None
+    if found is not None:
+        return found
+    checked(values)
     if isinstance(fmt, IntFormat):
         return encode_integers(values, fmt)
     return encode_learned(values, fmt, sensitivity) if fmt.learned else encode_levels(values, fmt)
 
 
-def checked(values: np.ndarray) -> np.ndarray:
-    values = np.asarray(values, np.float32)
+def checked(values: np.ndarray) -> None:
+    """InputError for an empty tensor, NaN or infinity."""
     if not values.size:
         raise InputError("an empty tensor has no range to fit a scale to")
     if not np.isfinite(values.sum()):  # an overflowing sum of finite values is looked at more closely
@@ -161,7 +168,6 @@ def checked(values: np.ndarray) -> np.ndarray:
         if broken.any():
             first = [int(i) for i in np.unravel_index(broken.argmax(), values.shape)]
             raise InputError(f"{int(broken.sum())} of {values.size} values are NaN or infinite, the first at {first}; repair the model's weights first")
-    return values
 
 
 def half(values: np.ndarray) -> np.ndarray:
@@ -175,21 +181,25 @@ def half(values: np.ndarray) -> np.ndarray:
 def encode_integers(values: np.ndarray, fmt: IntFormat) -> Encoded:
     pieces = reach.split(values, fmt.granularity)
     fitted = [fit(rows, fmt) for rows in pieces]
-    codes = [quantize(rows, scale, zero, fmt) for rows, (scale, zero) in zip(pieces, fitted, strict=True)]
-    shape = reach.scale_shape(values.shape, fmt.granularity)
-    scales = stored(reach.join_scales([scale for scale, _ in fitted], shape), fmt.scale_dtype)
-    zeros = None if fmt.symmetric else reach.join_scales([zero for _, zero in fitted], shape)
-    if zeros is not None and fmt.zero_point != "integer":
-        zeros = rounded(zeros, fmt.scale_dtype)
-    return Encoded(fmt, reach.join(codes, values.shape), scales, zeros)
+    return stored_integers(values.shape, fmt, [(quantize(rows, scale, zero, fmt), scale, zero) for rows, (scale, zero) in zip(pieces, fitted, strict=True)])
+
+
+def stored_integers(shape: tuple[int, ...], fmt: IntFormat, found: list[tuple]) -> Encoded:
+    """The Encoded of (codes, scales, zero points) of each piece."""
+    codes, scales, zeros = zip(*found, strict=True)
+    of_scales = reach.scale_shape(shape, fmt.granularity)
+    kept = stored(reach.join_scales(scales, of_scales), fmt.scale_dtype)
+    zero = None if fmt.symmetric else reach.join_scales(zeros, of_scales)
+    if zero is not None and fmt.zero_point != "integer":
+        zero = rounded(zero, fmt.scale_dtype)
+    return Encoded(fmt, reach.join(codes, shape), kept, zero)
 
 
 def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
     table, pieces = check_levels(fmt), reach.split(values, fmt.granularity)
-    shape = reach.scale_shape(values.shape, fmt.granularity)
     if fmt.scaling == "none":
         return Encoded(fmt, table.nearest(values))
-    whole = scale_codes = None
+    whole = None
     if fmt.scaling == "nvfp4":
         largest = np.abs(values).max()
         found = [nvfp4_scales(rows, largest, table) for rows in pieces]
@@ -197,11 +207,18 @@ def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
     else:
         scales = [(amax_scale if fmt.scaling == "amax" else mx_scale)(rows, fmt, table) for rows in pieces]
     codes = [table.nearest(divided(rows, scale if whole is None else scale * whole, fmt.division)) for rows, scale in zip(pieces, scales, strict=True)]
-    joined = reach.join_scales(scales, shape)
+    return stored_levels(values.shape, fmt, list(zip(codes, scales, strict=True)), whole)
+
+
+def stored_levels(shape: tuple[int, ...], fmt: CodebookFormat, found: list[tuple], global_scale: np.float32 | None = None) -> Encoded:
+    """The Encoded of (codes, scales) of each piece; scales are quantized again where the format says so."""
+    codes, scales = zip(*found, strict=True)
+    of_scales = reach.scale_shape(shape, fmt.granularity)
+    joined, scale_codes = reach.join_scales(scales, of_scales), None
     if fmt.double:
         scale_codes = double_quantized(joined.ravel(), fmt.double)
-        joined = scale_codes.decode(fmt.double).reshape(shape)
-    return Encoded(fmt, reach.join(codes, values.shape), joined, scale_codes=scale_codes, global_scale=whole)
+        joined = scale_codes.decode(fmt.double).reshape(of_scales)
+    return Encoded(fmt, reach.join(codes, shape), joined, scale_codes=scale_codes, global_scale=global_scale)
 
 
 def encode_learned(values: np.ndarray, fmt: CodebookFormat, sensitivity: np.ndarray | None) -> Encoded:
@@ -233,6 +250,9 @@ def entry_scales(books: np.ndarray) -> np.ndarray:
 
 def nearest_entries(rows: np.ndarray, books: np.ndarray) -> np.ndarray:
     """uint8 [n, m]: the nearest of each row's ascending entries; ties go down."""
+    kernels = fast(rows)
+    if kernels:
+        return kernels.nearest_entries(np.ascontiguousarray(rows), books)
     middle = (books[:, :-1] + books[:, 1:]) / 2
     return np.stack([np.searchsorted(t, row, side="left") for t, row in zip(middle, rows, strict=True)]).astype(np.uint8)
 
@@ -240,6 +260,10 @@ def nearest_entries(rows: np.ndarray, books: np.ndarray) -> np.ndarray:
 def decode(encoded: Encoded) -> np.ndarray:
     """float32 values of an Encoded, in its shape."""
     fmt, codes = encoded.format, encoded.codes
+    kernels = fast(codes)
+    found = kernels.decode(encoded) if kernels else None
+    if found is not None:
+        return found
     if isinstance(fmt, FloatFormat):
         return codes.astype(np.float32) if fmt.dtype == "float16" else from_bfloat16_bits(codes)
     pieces = reach.split(codes, fmt.granularity)

@@ -11,22 +11,23 @@ ZERO_POINTS = 16  # that the asymmetric search tries around that of the whole ra
 
 
 def magnitudes(rows: np.ndarray, fmt: IntFormat) -> np.ndarray:
-    """float32 [n]: the largest magnitude of float32 [n, m] that the format shall reach. fit "mse" is not a range: see `best_scale`."""
+    """float32 [n]: the largest magnitude of float32 [n, m] that a symmetric format shall reach, by percentile, octav or entropy."""
     if fmt.fit == "percentile":
         return np.quantile(np.abs(rows), fmt.percentile / 100, axis=1, method="higher").astype(np.float32)
     if fmt.fit == "octav":
         return octav(np.abs(rows), fmt.bits)
-    if fmt.fit == "entropy":
-        return np.array([entropy(row, fmt.bits) for row in rows], np.float32)
-    return np.abs(rows).max(1)
+    return np.array([entropy(row, fmt.bits) for row in rows], np.float32)
 
 
-def ends(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [n] twice: smallest and largest value of an asymmetric range."""
-    if fmt.fit == "percentile":
-        tail = (1 - fmt.percentile / 100) / 2
-        return tuple(np.quantile(rows, q, axis=1, method=m).astype(np.float32) for q, m in ((tail, "lower"), (1 - tail, "higher")))
-    return rows.min(1), rows.max(1)
+def ends(rows: np.ndarray, amax: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [n] twice: smallest and largest value within [-amax, amax]."""
+    return np.maximum(rows.min(1), -amax), np.minimum(rows.max(1), amax)
+
+
+def tails(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [n] twice: the range that leaves out half of a percentile's share at each end."""
+    tail = (1 - fmt.percentile / 100) / 2
+    return tuple(np.quantile(rows, q, axis=1, method=m).astype(np.float32) for q, m in ((tail, "lower"), (1 - tail, "higher")))
 
 
 def octav(sizes: np.ndarray, bits: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from compress.formats import Division, IntFormat
-from compress.numerics.ranges import best_scale, best_zero_points, ends, magnitudes
+from compress.numerics.ranges import best_scale, best_zero_points, ends, magnitudes, tails
 from compress.numerics.rounding import round_to
 
 TINY = np.finfo(np.float32).tiny
@@ -54,24 +54,52 @@ def stored(scale: np.ndarray, dtype: str) -> np.ndarray:
 
 def fit(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None]:
     """Scales float32 [n] and zero points [n] (int32 or float32; None where symmetric) of values float32 [n, m]. An all-zero row gets scale 1."""
-    if fmt.symmetric:
-        return stored(symmetric_scale(rows, fmt), fmt.working_dtype), None
-    return asymmetric(rows, fmt)
-
-
-def symmetric_scale(rows: np.ndarray, fmt: IntFormat) -> np.ndarray:
-    low, high = fmt.code_range
     if fmt.fit == "mse":
-        return signed_best(rows, low, high) if fmt.rule == "signed" else best_scale(rows, low, high)
-    if fmt.rule == "noclip" and fmt.fit == "minmax":
-        return np.maximum(-rows.min(1) / np.float32(-low), rows.max(1) / np.float32(high))
-    amax = magnitudes(rows, fmt)
+        return least_squares(rows, fmt)
+    if fmt.fit == "minmax":
+        return fit_ends(rows, rows.min(1), rows.max(1), fmt)
+    if fmt.symmetric:
+        amax = magnitudes(rows, fmt)
+        return fit_ends(np.clip(rows, -amax[:, None], amax[:, None]), *ends(rows, amax), fmt)
+    return asymmetric(*tails(rows, fmt), fmt)
+
+
+def fit_ends(rows: np.ndarray, bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None]:
+    """`fit` for the ranges [bottom, top], float32 [n]; the rows only tell which of two equal extremes comes first."""
+    if fmt.symmetric:
+        return stored(symmetric_scale(rows, bottom, top, fmt), fmt.working_dtype), None
+    return asymmetric(bottom, top, fmt)
+
+
+def least_squares(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None]:
+    low, high = fmt.code_range
+    if fmt.symmetric:
+        scale = signed_best(rows, low, high) if fmt.rule.startswith("signed") else best_scale(rows, low, high)
+        return stored(scale, fmt.working_dtype), None
+    scale, zero = best_zero_points(rows, fmt, with_integer_zero(rows.min(1), rows.max(1), fmt)[1])
+    return stored(scale, fmt.working_dtype), zero.astype(np.int32)
+
+
+def symmetric_scale(rows: np.ndarray, bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> np.ndarray:
+    low, high = fmt.code_range
+    if fmt.rule == "noclip":
+        return np.maximum(-bottom / np.float32(-low), top / np.float32(high))
+    amax = np.maximum(-bottom, top) if fmt.signed else np.maximum(top, 0)
     if fmt.rule == "half":
         return amax / np.float32(high + 0.5)
-    if fmt.rule == "signed":
-        extreme = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], 1)[:, 0]
-        return np.copysign(amax, extreme) / np.float32(low)
+    if fmt.rule in ("signed", "signed_first"):
+        negative = -bottom >= top if fmt.rule == "signed" else bottom_first(rows, bottom, top)
+        return np.where(negative, bottom, top) / np.float32(low)
     return amax / np.float32(high)
+
+
+def bottom_first(rows: np.ndarray, bottom: np.ndarray, top: np.ndarray) -> np.ndarray:
+    """bool [n]: whether the value of largest magnitude is the smallest one; of two with the same magnitude the first counts."""
+    found = -bottom > top
+    ties = np.flatnonzero(-bottom == top)
+    if ties.size:
+        found[ties] = rows[ties].argmin(1) < rows[ties].argmax(1)
+    return found
 
 
 def signed_best(rows: np.ndarray, low: int, high: int) -> np.ndarray:
@@ -82,14 +110,10 @@ def signed_best(rows: np.ndarray, low: int, high: int) -> np.ndarray:
     return np.where(error[0] <= error[1], candidates[0], candidates[1])
 
 
-def asymmetric(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray]:
+def asymmetric(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray]:
     low, high = fmt.code_range
-    bottom, top = ends(rows, fmt)
     if fmt.zero_point == "integer":
         scale, zero = with_integer_zero(bottom, top, fmt)
-        if fmt.fit == "mse":
-            scale, zero = best_zero_points(rows, fmt, zero)
-            scale = stored(scale, fmt.working_dtype)
         return scale, zero.astype(np.int32)
     scale = stored((top - bottom) / np.float32(high - low), fmt.working_dtype)
     if fmt.zero_point == "float":

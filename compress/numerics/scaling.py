@@ -72,7 +72,7 @@ def mx_scale(rows: np.ndarray, fmt: CodebookFormat, table: Levels) -> np.ndarray
         ratio = (amax / table.largest).astype(np.float32)
         exponent = exponent_of(ratio)
         exponent = exponent + (ratio > np.ldexp(np.float32(1), exponent)) + emax
-    return np.ldexp(np.float32(1), np.clip(exponent - emax, -126, 127)).astype(np.float32)
+    return np.ldexp(np.float32(1), np.clip(exponent - emax, -127, 127)).astype(np.float32)
 
 
 def exponent_of(values: np.ndarray) -> np.ndarray:

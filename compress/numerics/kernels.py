@@ -1,0 +1,277 @@
+"""Encoding and decoding of large tensors in fused loops on all of numba's threads, bit-equal to the NumPy oracle.
+
+What is small, one number per scale, is left to the oracle's own functions. Loops over values are written for LLVM's vectorizer: magnitudes and ends are
+compared as integers, because it does not vectorize float maxima, and up to 16 levels are found by 15 comparisons without a branch.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from compress.formats import CodebookFormat, Format, IntFormat
+from compress.numerics import reach
+from compress.numerics.codebooks import Levels, levels
+from compress.numerics.encoded import Encoded, checked, code_type, stored_integers, stored_levels
+from compress.numerics.scales import TINY, fit_ends
+
+F32, I32, U8 = np.float32, np.int32, np.uint8
+PARALLEL = {"parallel": True, "nogil": True, "cache": True, "error_model": "numpy"}
+PIECE = 1 << 14  # values that one thread takes of a long row at a time
+MAGNITUDE = I32(0x7FFFFFFF)
+INFINITE = 0x7F800000  # bit patterns from here on are no numbers
+ROUNDING = {"half_even": 0, "half_away": 1, "half_up": 2}
+
+
+def encode(values: np.ndarray, fmt: Format) -> Encoded | None:
+    """The Encoded of contiguous float32 values, or None for a format whose scales need more than the ends of each range."""
+    if isinstance(fmt, IntFormat) and fmt.fit == "minmax":
+        return encode_integers(values, fmt)
+    if isinstance(fmt, CodebookFormat) and fmt.scaling == "amax" and fmt.scale_dtype == "float32":
+        return encode_levels(values, fmt)
+    return None
+
+
+def encode_integers(values: np.ndarray, fmt: IntFormat) -> Encoded:
+    pieces, found = reach.split(values, fmt.granularity), []
+    for rows in pieces:
+        bottom, top = ends(rows)
+        if not (np.isfinite(bottom).all() and np.isfinite(top).all()):
+            checked(values)
+        scale, zero = fit_ends(rows, bottom, top, fmt)
+        found.append((quantize(rows, scale, zero, fmt), scale, zero))
+    return stored_integers(values.shape, fmt, found)
+
+
+def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
+    table, pieces = levels(fmt.codebook), reach.split(values, fmt.granularity)
+    found = [codes_and_scales(rows, table, fmt) for rows in pieces]
+    if not all(np.isfinite(scale).all() for _, scale in found):
+        checked(values)
+    return stored_levels(values.shape, fmt, found)
+
+
+def codes_and_scales(rows: np.ndarray, table: Levels, fmt: CodebookFormat) -> tuple[np.ndarray, np.ndarray]:
+    codes, scale = np.empty(rows.shape, U8), np.empty(len(rows), F32)
+    reciprocal, largest = fmt.division == "reciprocal", F32(table.largest)
+    if rows.shape[1] <= PIECE and len(table.thresholds) < 16:
+        fused_levels(rows, rows.view(I32), padded(table), table.order.astype(U8), largest, reciprocal, scale, codes)
+        return codes, scale
+    bottom, top = ends(rows)
+    amax = np.maximum(-bottom, top) / largest
+    scale[:] = np.where(amax < TINY, F32(1), amax)
+    if len(table.thresholds) < 16:
+        few_levels(rows, chunks(rows), padded(table), table.order.astype(U8), scale, reciprocal, codes)
+    else:
+        many_levels(rows, chunks(rows), table.thresholds, table.order.astype(U8), scale, reciprocal, codes)
+    return codes, scale
+
+
+def padded(table: Levels) -> tuple:
+    """15 thresholds; those that are not there are never passed."""
+    return tuple(np.concatenate([table.thresholds, np.full(15 - len(table.thresholds), np.inf, F32)]))
+
+
+def chunks(rows: np.ndarray) -> int:
+    """Chunks of a row."""
+    return -(-rows.shape[1] // PIECE)
+
+
+def ends(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest value float32 [n] of float32 [n, m]; infinite or NaN where one of the values is."""
+    per = chunks(rows)
+    low, high = np.empty((len(rows), per), I32), np.empty((len(rows), per), I32)
+    integer_ends(rows.view(I32), per, low.reshape(-1), high.reshape(-1))
+    return from_ordered(low.min(1)), from_ordered(high.max(1))
+
+
+def from_ordered(keys: np.ndarray) -> np.ndarray:
+    """Floats of integers that compare as they do."""
+    return (keys ^ ((keys >> 31) & MAGNITUDE)).view(F32)
+
+
+@njit(**PARALLEL)
+def integer_ends(bits, per, low, high):
+    m = bits.shape[1]
+    for c in prange(low.size):
+        i, start = c // per, (c % per) * PIECE
+        a, b = I32(MAGNITUDE), I32(-MAGNITUDE)
+        for j in range(start, min(m, start + PIECE)):
+            x = bits[i, j]
+            key = I32(x ^ I32(I32(x >> I32(31)) & MAGNITUDE))
+            a = key if key < a else a
+            b = key if key > b else b
+        low[c], high[c] = a, b
+
+
+@njit(cache=True)
+def as_float(bits):
+    return np.int32(bits).view(np.float32)
+
+
+@njit(**PARALLEL)
+def fused_levels(rows, bits, thresholds, order, largest, reciprocal, scale, codes):
+    t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14 = thresholds
+    plain = True
+    for k in range(order.size):
+        plain = plain and order[k] == k
+    for i in prange(rows.shape[0]):
+        amax = I32(0)
+        for j in range(rows.shape[1]):
+            size = I32(bits[i, j] & MAGNITUDE)
+            amax = size if size > amax else amax
+        s = as_float(amax) / largest
+        s = s if s >= TINY or np.isnan(s) else F32(1)
+        scale[i] = s
+        inverse = F32(1) / s
+        if reciprocal:
+            for j in range(rows.shape[1]):
+                v = rows[i, j] * inverse
+                codes[i, j] = U8(
+                    (v > t0) + (v > t1) + (v > t2) + (v > t3) + (v > t4) + (v > t5) + (v > t6) + (v > t7)
+                    + (v > t8) + (v > t9) + (v > t10) + (v > t11) + (v > t12) + (v > t13) + (v > t14)
+                )  # fmt: skip
+        else:
+            for j in range(rows.shape[1]):
+                v = rows[i, j] / s
+                codes[i, j] = U8(
+                    (v > t0) + (v > t1) + (v > t2) + (v > t3) + (v > t4) + (v > t5) + (v > t6) + (v > t7)
+                    + (v > t8) + (v > t9) + (v > t10) + (v > t11) + (v > t12) + (v > t13) + (v > t14)
+                )  # fmt: skip
+        if not plain:
+            for j in range(rows.shape[1]):
+                codes[i, j] = order[codes[i, j]]
+
+
+@njit(**PARALLEL)
+def few_levels(rows, per, thresholds, order, scale, reciprocal, codes):
+    t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14 = thresholds
+    m = rows.shape[1]
+    for c in prange(rows.shape[0] * per):
+        i, start = c // per, (c % per) * PIECE
+        s = scale[i]
+        inverse = F32(1) / s
+        for j in range(start, min(m, start + PIECE)):
+            v = rows[i, j] * inverse if reciprocal else rows[i, j] / s
+            codes[i, j] = U8(
+                (v > t0) + (v > t1) + (v > t2) + (v > t3) + (v > t4) + (v > t5) + (v > t6) + (v > t7)
+                + (v > t8) + (v > t9) + (v > t10) + (v > t11) + (v > t12) + (v > t13) + (v > t14)
+            )  # fmt: skip
+        for j in range(start, min(m, start + PIECE)):
+            codes[i, j] = order[codes[i, j]]
+
+
+@njit(**PARALLEL)
+def many_levels(rows, per, thresholds, order, scale, reciprocal, codes):
+    m = rows.shape[1]
+    for c in prange(rows.shape[0] * per):
+        i, start = c // per, (c % per) * PIECE
+        s = scale[i]
+        inverse = F32(1) / s
+        for j in range(start, min(m, start + PIECE)):
+            v = rows[i, j] * inverse if reciprocal else rows[i, j] / s
+            low, size = 0, thresholds.size
+            while size > 0:
+                half = size // 2
+                above = v > thresholds[low + half]
+                low = low + half + 1 if above else low
+                size = size - half - 1 if above else half
+            codes[i, j] = order[low]
+
+
+def quantize(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: IntFormat) -> np.ndarray:
+    codes, (low, high) = np.empty(rows.shape, code_type(fmt)), fmt.code_range
+    shift, add = np.zeros(len(rows), F32), np.zeros(len(rows), F32)
+    if zero is not None:
+        (shift if fmt.zero_point == "offset" else add)[:] = zero
+    uniform_codes(rows, chunks(rows), scale, shift, add, zero is not None, F32(low), F32(high), ROUNDING[fmt.rounding], fmt.division == "reciprocal", codes)
+    return codes
+
+
+@njit(**PARALLEL)
+def uniform_codes(rows, per, scale, shift, add, zeros, low, high, rounding, reciprocal, codes):
+    m = rows.shape[1]
+    for c in prange(rows.shape[0] * per):
+        i, start = c // per, (c % per) * PIECE
+        s, before, after = scale[i], shift[i], add[i]
+        inverse = F32(1) / s
+        for j in range(start, min(m, start + PIECE)):
+            x = rows[i, j] - before if zeros else rows[i, j]
+            v = x * inverse if reciprocal else x / s
+            v = v + after if zeros else v
+            if rounding == 0:
+                v = np.rint(v)
+            elif rounding == 2:
+                v = np.floor(v + F32(0.5))
+            else:
+                whole = np.trunc(v)
+                v = whole + (np.copysign(F32(1), v) if abs(v - whole) >= F32(0.5) else F32(0))
+            v = v if v > low else low
+            v = v if v < high else high
+            codes[i, j] = I32(v)
+
+
+def decode(encoded: Encoded) -> np.ndarray | None:
+    """float32 values of contiguous codes, or None where the oracle has to do it."""
+    fmt = encoded.format
+    if encoded.scales is None or encoded.global_scale is not None or encoded.codes.dtype.itemsize > 2:
+        return None
+    pieces = reach.split(encoded.codes, fmt.granularity)
+    scales = reach.split_scales(encoded.scales, pieces)
+    zeros = [np.zeros(1, F32)] * len(pieces) if encoded.zero_points is None else reach.split_scales(encoded.zero_points.astype(F32), pieces)
+    table = levels(fmt.codebook).values if isinstance(fmt, CodebookFormat) else np.zeros(1, F32)
+    kind = 0 if isinstance(fmt, CodebookFormat) else 1 if encoded.zero_points is None else 2 if fmt.zero_point != "offset" else 3
+    found = []
+    for rows, scale, zero in zip(pieces, scales, zeros, strict=True):
+        out = np.empty(rows.shape, F32)
+        decoded_values(rows, chunks(rows), np.ascontiguousarray(scale), np.ascontiguousarray(zero), table, kind, out)
+        found.append(out)
+    return reach.join(found, encoded.codes.shape)
+
+
+@njit(**PARALLEL)
+def decoded_values(codes, per, scale, zero, table, kind, out):
+    m = codes.shape[1]
+    for c in prange(codes.shape[0] * per):
+        i, start = c // per, (c % per) * PIECE
+        s, z = scale[i], zero[i] if kind > 1 else F32(0)
+        if kind == 0:
+            for j in range(start, min(m, start + PIECE)):
+                out[i, j] = table[codes[i, j]] * s
+        elif kind == 1:
+            for j in range(start, min(m, start + PIECE)):
+                out[i, j] = F32(codes[i, j]) * s
+        elif kind == 2:
+            for j in range(start, min(m, start + PIECE)):
+                out[i, j] = (F32(codes[i, j]) - z) * s
+        else:
+            for j in range(start, min(m, start + PIECE)):
+                out[i, j] = F32(codes[i, j]) * s + z
+
+
+def nearest(x: np.ndarray, table: Levels) -> np.ndarray:
+    """uint8 codes of float32 values of any shape."""
+    rows = np.ascontiguousarray(x, F32).reshape(1, -1)
+    codes = np.empty(rows.shape, U8)
+    many_levels(rows, chunks(rows), table.thresholds, table.order.astype(U8), np.ones(1, F32), False, codes)
+    return codes.reshape(x.shape)
+
+
+def nearest_entries(rows: np.ndarray, books: np.ndarray) -> np.ndarray:
+    """uint8 [n, m]: the nearest of each row's ascending entries float32 [n, entries]; ties go down."""
+    codes = np.empty(rows.shape, U8)
+    row_levels(rows, chunks(rows), (books[:, :-1] + books[:, 1:]) / F32(2), codes)
+    return codes
+
+
+@njit(**PARALLEL)
+def row_levels(rows, per, thresholds, codes):
+    m = rows.shape[1]
+    for c in prange(rows.shape[0] * per):
+        i, start = c // per, (c % per) * PIECE
+        for j in range(start, min(m, start + PIECE)):
+            v, low, size = rows[i, j], 0, thresholds.shape[1]
+            while size > 0:
+                half = size // 2
+                above = v > thresholds[i, low + half]
+                low = low + half + 1 if above else low
+                size = size - half - 1 if above else half
+            codes[i, j] = low
