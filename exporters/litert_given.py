@@ -12,11 +12,15 @@ from exporters.litert_matching import Layout
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """A weight's numbers in the file's layout, as litert-quantizer takes them, and what its layer computes with."""
+    """A weight's numbers in the file's layout, as litert-quantizer takes them, and what its layer computes with.
+
+    packed: LiteRT's own types cannot hold them; litert-quantizer leaves such weights alone, and operators of the graph decode them.
+    """
 
     encoded: Encoded
     layout: Layout
     activations: Any
+    packed: bool = False
 
     def parameters(self, single_channel_axis: int = 0) -> Any:
         from litert_quantizer import qtyping

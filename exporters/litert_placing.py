@@ -150,7 +150,7 @@ class Rules:
 def weight_config(name: str, given: Given) -> Any:
     """How a weight's operator computes: None in float, with the weight expanded; otherwise with the integer codes."""
     fmt, activations = given.encoded.format, given.activations
-    if isinstance(fmt, FloatFormat):
+    if given.packed or isinstance(fmt, FloatFormat):
         return None
     if name == "EMBEDDING_LOOKUP":
         if given.encoded.zero_points is not None:
@@ -220,7 +220,7 @@ def generator(given: Mapping[str, Given]) -> type:
             return [expanded(p) for p in super()._get_params_for_no_quant_op(index, operator, tensors)]
 
     def expanded(found: Any) -> Any:
-        if found.tensor_name not in given or not found.consumers:
+        if found.tensor_name not in given or given[found.tensor_name].packed or not found.consumers:
             return found
         how = {"transformations": [qtyping.QuantTransformation.ADD_DEQUANTIZE], "parameters": given[found.tensor_name].parameters()}
         return replace(found, consumers=[replace(consumer, **how) for consumer in found.consumers])

@@ -12,9 +12,10 @@ import numpy as np
 from compress.artifact import Contents, StoredTensor
 from compress.errors import BrokenFile
 from compress.network import InputSpec
+from compress.numerics.storing import FORMAT, from_arrays
 from compress.pipeline import Compressed
 from compress.plan import Placement
-from exporters import METADATA_KEY, metadata, tflite_file
+from exporters import METADATA_KEY, litert_once, metadata, tflite_file
 from exporters.litert_matching import Layout
 from exporters.to_litert import EXPANDED
 
@@ -31,12 +32,21 @@ def read(path: Path) -> Contents:
         raise BrokenFile(f"{path.name}: its tensors, quantization and metadata do not fit together: {error!r}") from error
 
 
-def told(small: Compressed, exporter: str, layouts: Mapping[str, tuple[Layout, ...]], positions: tuple[Any, Any], reasons: Mapping[str, str]) -> bytes:
+def told(
+    small: Compressed,
+    exporter: str,
+    layouts: Mapping[str, tuple[Layout, ...]],
+    positions: tuple[Any, Any],
+    reasons: Mapping[str, str],
+    packed: Iterable[str] = (),
+) -> bytes:
     """The metadata that `read` understands: every layer weight with its places in the file, and the positions of inputs and outputs."""
     shapes = {d.name: d.shape for d in small.plan.decisions}
     stored = {
         name: {"places": [layout.as_dict() for layout in found], "reason": reasons.get(name, ""), "canonical": shapes[name]} for name, found in layouts.items()
     }
+    for name in packed:
+        stored[name] |= {"packed": litert_once.about(small.encoded[name]), "places": []}
     order = dict(zip(("input_positions", "output_positions"), positions, strict=True))
     return json.dumps(json.loads(metadata(small, exporter, stored)) | order).encode()
 
@@ -73,7 +83,9 @@ def tensors(model: Any, about: Mapping) -> Iterable[StoredTensor]:
     """Every float or quantized constant once, weights of the plan under its names, scales of blocks with their weights."""
     names = defaultdict(list)
     for name, entry in about.get("tensors", {}).items():
-        if not entry["places"]:
+        if "packed" in entry:
+            yield unpacked(model, name, entry)
+        elif not entry["places"]:
             yield StoredTensor(name, "", tuple(entry["canonical"]), "float32", "float", entry["reason"])
         for place in entry["places"]:
             names[place["file_name"]].append((name, entry, Layout.of(place)))
@@ -81,7 +93,7 @@ def tensors(model: Any, about: Mapping) -> Iterable[StoredTensor]:
     scales = {(id(place.graph), index) for place in places if (index := tflite_file.block_scales(place)) is not None}
     named, counted = set(), set()
     for place in places:
-        if (id(place.graph), place.index) in scales or not is_weight(place):
+        if (id(place.graph), place.index) in scales or not is_weight(place) or tflite_file.text(place.graph.name) == litert_once.SUBGRAPH:
             continue
         bare = place.tensor.buffer in counted
         counted.add(place.tensor.buffer)
@@ -89,6 +101,24 @@ def tensors(model: Any, about: Mapping) -> Iterable[StoredTensor]:
             yield stored(model, place, place.name if name in named else name, entry.get("reason", ""), layout, bare)
             named.add(name)
             bare = True
+
+
+def unpacked(model: Any, name: str, entry: Mapping) -> StoredTensor:
+    """A weight that operators of the graph decode, from its arrays."""
+    fmt = FORMAT.validate_python(entry["packed"]["format"])
+    arrays = litert_once.stored_arrays(model, name, entry["packed"]["arrays"])
+    encoded = from_arrays({noun: bits(noun, array) for noun, array in arrays.items()}, fmt, tuple(entry["canonical"]))
+    scales = encoded.scales if encoded.global_scale is None else encoded.scales * encoded.global_scale
+    sizes = {noun: array.nbytes for noun, array in arrays.items()}
+    payload, zeros = sizes.pop("codes"), sizes.pop("zero_points", 0)
+    facts = {"payload_bytes": payload, "scale_bytes": sum(sizes.values()), "zero_point_bytes": zeros}
+    facts |= {"codes": encoded.codes, "scales": scales, "zero_points": encoded.zero_points, "codebook": encoded.codebook}
+    return StoredTensor(name, f"{name}/codes", encoded.shape, str(fmt), "decoded", entry["reason"], **facts)
+
+
+def bits(noun: str, array: np.ndarray) -> np.ndarray:
+    """Codes as `storing` keeps them, in bytes, whatever type lets LiteRT decode them."""
+    return array.view(np.uint8).ravel() if noun == "codes" else array
 
 
 def is_weight(place: tflite_file.Place) -> bool:

@@ -21,6 +21,7 @@ OPERATOR_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).item
 NUMPY = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
 MARK = b"TFL3"
 SPARE = 1 << 20  # bytes for all that is not buffers; the builder grows slowly
+STORED_AS = {"bfloat16": "uint16"}  # bit patterns of a type that NumPy lacks
 SUB_BYTE = {"int4": 4, "int2": 2}
 DAMAGE = (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError, MemoryError)
 """What flatbuffers raises where offsets and lengths point out of the file or at something else."""
@@ -88,7 +89,7 @@ def check_tensor(model: Any, place: Place, name: str) -> None:
 
 def is_dense(place: Place) -> bool:
     """Whether a constant's bytes are its values one after another, in a type that NumPy knows or that packs into bytes."""
-    return place.dtype in (*NUMPY, *SUB_BYTE) and place.tensor.sparsity is None
+    return place.dtype in (*NUMPY, *STORED_AS, *SUB_BYTE) and place.tensor.sparsity is None
 
 
 def check_graph(model: Any, graph: Any, name: str) -> None:
@@ -102,7 +103,7 @@ def check_graph(model: Any, graph: Any, name: str) -> None:
 
 
 def payload_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    return -(-prod(shape) * SUB_BYTE[dtype] // 8) if dtype in SUB_BYTE else prod(shape) * np.dtype(dtype).itemsize
+    return -(-prod(shape) * SUB_BYTE[dtype] // 8) if dtype in SUB_BYTE else prod(shape) * np.dtype(STORED_AS.get(dtype, dtype)).itemsize
 
 
 def all_tensors(model: Any) -> Iterator[Place]:
@@ -117,11 +118,11 @@ def constants(model: Any) -> list[Place]:
 
 
 def values(model: Any, place: Place) -> np.ndarray:
-    """A constant in the file's layout: its codes, sub-byte ones widened to int8. Numeric types only."""
+    """A constant in the file's layout: its codes, sub-byte ones widened to int8, bfloat16 as bit patterns. Numeric types only."""
     data, dtype = np.frombuffer(model.buffers[place.tensor.buffer].data, np.uint8), place.dtype
     if dtype in SUB_BYTE:
         return unpack_low_first(data, SUB_BYTE[dtype], prod(place.shape)).reshape(place.shape)
-    return data.view(dtype).reshape(place.shape)
+    return data.view(STORED_AS.get(dtype, dtype)).reshape(place.shape)
 
 
 def operator_name(model: Any, operator: Any) -> str:
@@ -198,7 +199,7 @@ def operator_code(model: Any, name: str) -> int:
         if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin:
             return index
     code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = builtin
+    code.builtinCode, code.deprecatedBuiltinCode = builtin, min(builtin, schema.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES)
     code.version = 1
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
@@ -211,9 +212,9 @@ def add_buffer(model: Any, values: np.ndarray) -> int:
     return len(model.buffers) - 1
 
 
-def add_tensor(graph: Any, name: str, shape: tuple[int, ...], buffer: int) -> int:
-    """A float32 tensor's index."""
+def add_tensor(graph: Any, name: str, shape: tuple[int, ...], buffer: int, dtype: str = "float32") -> int:
+    """A tensor's index."""
     tensor = schema.TensorT()
-    tensor.name, tensor.shape, tensor.type, tensor.buffer = name.encode(), list(shape), schema.TensorType.FLOAT32, buffer
+    tensor.name, tensor.shape, tensor.type, tensor.buffer = name.encode(), list(shape), getattr(schema.TensorType, dtype.upper()), buffer
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1

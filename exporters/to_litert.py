@@ -18,6 +18,7 @@ RUNTIME = "litert"
 OWN_NUMBERS = False
 
 EXPANDED = "DEQUANTIZE expands it to float32 when the model loads"
+UNPACKED = "operators of the graph decode it to float32 at the first run, for LiteRT's built-in float kernels instead of XNNPACK's"
 BLOCKS = (32, 64, 128, 256)
 FOLDED = "the converter folded constants around these layers into their biases, with the float weights: "
 LOOKED_UP = "rows are expanded to float32 as they are looked up"
@@ -27,6 +28,24 @@ def place(decision: Decision, framework: str) -> Placed:
     """How LiteRT computes with one tensor of the plan. Refused, with the reason, where it cannot."""
     if framework not in ("pytorch", "keras"):
         raise Refused(f"LiteRT files are made from PyTorch and Keras models, not {framework}")
+    lacking = lacks(decision, framework)
+    if lacking is None:
+        return place_in_own_types(decision, framework)
+    if decision.activations is not None:
+        raise Refused(lacking)
+    return Placed("decoded", f"{UNPACKED}; {lacking}")
+
+
+def lacks(decision: Decision, framework: str) -> str | None:
+    """Why LiteRT's own tensor types and kernels cannot take a weight; None where they can."""
+    try:
+        place_in_own_types(decision, framework)
+    except Refused as error:
+        return str(error)
+    return None
+
+
+def place_in_own_types(decision: Decision, framework: str) -> Placed:
     fmt = decision.format
     if isinstance(fmt, FloatFormat):
         return place_float(fmt, decision)
@@ -93,7 +112,7 @@ def read(path: Path) -> Contents:
 
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
     """Converts to float, lets litert-quantizer place the operators around the core's numbers, and embeds what `read` needs."""
-    from exporters import litert_placing, tflite_file
+    from exporters import litert_once, litert_placing, tflite_file
     from exporters.litert_calibration import calibrate, with_decoded
     from exporters.litert_float import float_file
     from exporters.litert_given import Given
@@ -107,13 +126,17 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     lost = [name for name in wanted if not converted.layouts[name]]
     if lost and not small.recipe.allow_float:
         raise ExportError(f"the LiteRT converter changed or dropped {', '.join(lost)}: not found in the float file; set allow_float: true to leave it in float")
+    packed = [name for name, decision in wanted.items() if converted.layouts[name] and lacks(decision, network.framework)]
+    names = {layout.file_name: name for name in wanted for layout in converted.layouts[name]}
     given = {
-        layout.file_name: Given(small.encoded[name], layout, decision.activations) for name, decision in wanted.items() for layout in converted.layouts[name]
+        layout.file_name: Given(small.encoded[name], layout, decision.activations, name in packed)
+        for name, decision in wanted.items()
+        for layout in converted.layouts[name]
     }
     reasons = {d.name: placed[d.name].reason if d.name in placed else d.reason for d in plan.decisions}
     reasons |= dict.fromkeys((name for name, found in converted.layouts.items() if not found), "the LiteRT converter changed or dropped it")
     model = converted.unfolded if given else converted.as_converted()
-    about = told(small, "litert", converted.layouts, (converted.inputs, converted.outputs), reasons)
+    about = told(small, "litert", converted.layouts, (converted.inputs, converted.outputs), reasons, packed)
     model = tflite_file.with_metadata(model, METADATA_KEY, about)
     activations = static_activations(small)
     calibrated = None
@@ -123,6 +146,8 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     if activations is not None and activations.bits == 16:
         written, wide = narrow_sums(written)
         notes = (*notes, *wide)
+    if packed:
+        written = litert_once.pack(written, {file_name: found for file_name, found in given.items() if found.packed}, names)
     check_loads(written)
     path.write_bytes(written)
     unclear = [name for name in wanted if any(layout.file_name in converted.unclear for layout in converted.layouts[name])]
