@@ -1,0 +1,79 @@
+"""The formats on torch tensors: the oracle's bits, on whatever device."""
+
+import numpy as np
+import pytest
+
+import compress
+from compress.errors import InputError
+from compress.formats import CodebookFormat, IntFormat
+from compress.numerics.fast import oracle_only
+from compress.presets import PRESETS
+
+torch = pytest.importorskip("torch")
+
+from compress.backends import torch_numerics  # noqa: E402
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+ON_DEVICE = [
+    name for name, p in PRESETS.items() if not (isinstance(p.format, CodebookFormat) and p.format.learned) and getattr(p.format, "fit", "minmax") == "minmax"
+]
+RNG = np.random.default_rng(3)
+
+
+def values(shape=(24, 256)) -> np.ndarray:
+    found = RNG.standard_t(3, shape).astype(np.float32)
+    found[:, :64] = np.round(found[:, :64] * 4) / 4
+    found[0] = 0
+    found[1] = -np.abs(found[1])
+    return found
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ON_DEVICE)
+def test_tensors_have_the_oracles_bits(name, device):
+    fmt = PRESETS[name].format
+    ragged = not (isinstance(fmt, IntFormat) and getattr(fmt.granularity, "ragged", "") == "refuse")
+    for shape in ((24, 256), (7, 150)) if ragged else ((24, 256),):
+        x = values(shape)
+        found = torch_numerics.encode_on_device(torch.from_numpy(x).to(device), fmt)
+        with oracle_only():
+            expected = compress.encode(x, fmt)
+        assert found.codes.device.type == device
+        again = found.numpy()
+        assert again.codes.dtype == expected.codes.dtype
+        np.testing.assert_array_equal(again.codes, expected.codes)
+        np.testing.assert_allclose(again.scales, expected.scales, rtol=0 if not getattr(fmt, "double", None) else 1e-5)
+        np.testing.assert_array_equal(again.zero_points, expected.zero_points)
+        decoded = torch_numerics.decode_on_device(found).cpu().numpy()
+        np.testing.assert_allclose(decoded, expected.decode(), rtol=0 if not getattr(fmt, "double", None) else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_call_takes_tensors_of_every_float_dtype(dtype, tmp_path):
+    x = torch.from_numpy(values()).to(dtype)
+    encoded = compress.encode(x, "bnb.nf4.dq")
+    assert isinstance(encoded.codes, torch.Tensor) and encoded.nbytes == compress.encode(x.float().numpy(), "bnb.nf4.dq").nbytes
+    np.testing.assert_array_equal(encoded.decode().numpy(), compress.encode(x.float().numpy(), "bnb.nf4.dq").decode())
+    encoded.save(tmp_path / "w.safetensors")
+    np.testing.assert_array_equal(compress.Encoded.load(tmp_path / "w.safetensors").decode(), encoded.decode().numpy())
+
+
+def test_learned_codebooks_on_the_cpu_and_refused_elsewhere():
+    x = torch.from_numpy(values())
+    np.testing.assert_array_equal(compress.encode(x, "kmeans.16").decode().numpy(), compress.encode(x.numpy(), "kmeans.16").decode())
+    with pytest.raises(InputError, match="CPU only"):
+        torch_numerics.encode_on_device(x, PRESETS["kmeans.16"].format)
+
+
+def test_a_parameter_is_left_alone():
+    weight = torch.nn.Parameter(torch.from_numpy(values()))
+    before = weight.detach().clone()
+    compress.encode(weight, "tflite.int8.weight")
+    assert torch.equal(weight, before) and weight.requires_grad
+
+
+def test_nan_is_named():
+    x = torch.from_numpy(values())
+    x[3, 4] = float("nan")
+    with pytest.raises(InputError, match=r"first at \[3, 4\]"):
+        torch_numerics.encode_on_device(x, PRESETS["bnb.nf4"].format)
