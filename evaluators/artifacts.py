@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.artifact import Artifact, Contents, Ledger, StoredTensor, deflated_bytes
 from compress.backends import open_model
+from compress.errors import Refused
 from compress.network import InputSpec, Network
 from compress.pipeline import compress
 from compress.plan import Plan
@@ -64,6 +65,8 @@ def from_facts(facts: dict[str, Any], folder: Path) -> Artifact:
 
 
 def exporter_facts(export: str, exporter: str) -> dict[str, str]:
-    """Where an exporter's files run, and their suffix."""
+    """Where an exporter's files run, and their suffix. Refused for files that no runtime here loads."""
     module = resolve(f"{export.partition(':')[0]}:EXPORTERS").load(exporter)
+    if not module.RUNTIME:
+        raise Refused(f"{exporter} writes {module.SUFFIX} files for other programs: no runtime here loads them")
     return {"runtime": module.RUNTIME, "suffix": module.SUFFIX}

@@ -41,7 +41,7 @@ def tensors(name: str, encoded: Encoded, dtype: str) -> dict[str, Raw]:
     state = {"quant_type": kind, "blocksize": fmt.granularity.size, "dtype": dtype, "shape": list(encoded.shape)}
     found = {
         name: Raw.of(LAYOUTS["bitsandbytes"].pack(encoded.codes, 4)),
-        f"{name}.quant_map": Raw.of(levels(fmt.codebook).values),
+        f"{name}.quant_map": Raw.of(levels(fmt.codebook).values + np.float32(0)),  # bitsandbytes writes FP4's -0 as 0
     }
     if fmt.double:
         codes = encoded.scale_codes
@@ -71,6 +71,14 @@ def read(name: str, fmt: CodebookFormat, whole: None, raws: dict[str, Raw]) -> S
         raise ValueError(f"{name}: {scales.size} scales for shape {list(shape)} in blocks of {state['blocksize']}")
     codes = LAYOUTS["bitsandbytes"].unpack(packed, 4, shape)
     return StoredTensor(name, name, shape, kind, "decoded", REASON, packed.nbytes, scale_bytes, codes=codes, scales=scales)
+
+
+def loads_as(formats: list[CodebookFormat], dtype: str) -> str:
+    return dtype
+
+
+def notes(formats: list[CodebookFormat]) -> tuple[str, ...]:
+    return ()
 
 
 def config(formats: dict[str, CodebookFormat], linears: dict[str, type], dtype: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from compress.artifact import StoredTensor
 from compress.errors import Refused
 from compress.formats import CodebookFormat, Format, IntFormat, PerAxis, PerGroup, PerTensor
-from compress.numerics import Encoded
+from compress.numerics import Encoded, reach
 from compress.numerics.layouts import LAYOUTS
 from compress.numerics.storing import from_storage, to_storage
 from compress.plan import Decision
@@ -17,6 +17,8 @@ from exporters.checkpoint_file import Raw
 
 METHOD = "compressed-tensors"
 REASON = "transformers expands it to the model's own type at load or at the first forward pass; vLLM's kernels multiply with the codes"
+BFLOAT16 = "compressed-tensors decodes 4-bit floats in bfloat16, up to 2^-7 of each value off, and config.json says that the model computes in it"
+ZERO_POINTS = "transformers 5.23 loads packed zero points only with quantization_config=CompressedTensorsConfig(dequantize=True)"
 STRATEGIES = {PerTensor: "tensor", PerAxis: "channel", PerGroup: "group"}
 SCALES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3": "F8_E4M3", "float8_e8m0": "U8"}
 FP4_GROUPS = {"nvfp4": 16, "mx": 32}
@@ -107,6 +109,8 @@ def read(name: str, fmt: Format, whole: float | None, raws: dict[str, Raw]) -> S
     shape = tuple(map(int, raws[f"{name}_shape"].value)) if f"{name}_shape" in raws else (packed.shape[0], packed.shape[1] * 8 // fmt.bits)
     scales = from_storage(stored.value, fmt.scale_dtype)
     scales = scales.reshape({PerTensor: (), PerAxis: (shape[0],)}.get(type(fmt.granularity), scales.shape))
+    if scales.shape != reach.scale_shape(shape, fmt.granularity):
+        raise ValueError(f"{name}: scales of shape {list(scales.shape)} for {fmt} of shape {list(shape)}")
     found = {"codes": layout.unpack(packed, fmt.bits, shape), "scales": scales, "scale_bytes": stored.value.nbytes}
     if f"{name}_zero_point" in raws:
         zeros = raws[f"{name}_zero_point"].value
@@ -119,6 +123,19 @@ def read(name: str, fmt: Format, whole: float | None, raws: dict[str, Raw]) -> S
         found["scale_bytes"] += 4
     dtype = f"int{fmt.bits}" if isinstance(fmt, IntFormat) else fmt.codebook
     return StoredTensor(name, f"{name}_packed", shape, dtype, "decoded", REASON, packed.nbytes, **found)
+
+
+def loads_as(formats: list[Format], dtype: str) -> str:
+    """What config.json names as the model's type: weights in 4-bit floats come out of compressed-tensors in bfloat16, whatever the rest is in."""
+    return "bfloat16" if any(isinstance(fmt, CodebookFormat) for fmt in formats) else dtype
+
+
+def notes(formats: list[Format]) -> tuple[str, ...]:
+    found = {
+        BFLOAT16: any(isinstance(fmt, CodebookFormat) for fmt in formats),
+        ZERO_POINTS: any(isinstance(fmt, IntFormat) and not fmt.symmetric for fmt in formats),
+    }
+    return tuple(text for text, so in found.items() if so)
 
 
 def config(formats: dict[str, Format], linears: dict[str, type], dtype: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from compress.artifact import Contents, StoredTensor
-from compress.errors import BrokenFile, InputError
+from compress.errors import BrokenFile, InputError, MissingExtra
 from compress.formats import FloatFormat, Format, IntFormat, PerGroup
 from compress.network import InputSpec
 from compress.numerics import Encoded
@@ -41,12 +41,20 @@ def to_bytes(encoded: Encoded, heads: int | None) -> np.ndarray:
     return layout.pack(codes.reshape(-1, BLOCK), scales, minimums).reshape(len(codes), -1)
 
 
+def library() -> Any:
+    """The gguf package; MissingExtra where it is not installed."""
+    try:
+        import gguf
+    except ModuleNotFoundError as error:
+        raise MissingExtra("GGUF files need gguf, which is not installed: pip install 'compresskit[checkpoints]'") from error
+    return gguf
+
+
 def read_contents(path: Path) -> Contents:
     """What a .gguf file holds, whoever wrote it. BrokenFile for one that is damaged."""
-    from gguf import GGUFReader
-
+    gguf = library()
     try:
-        reader = GGUFReader(path)
+        reader = gguf.GGUFReader(path)
         field = reader.get_field(METADATA_KEY)
         told = json.loads(field.contents()) if field else {}
         tensors = tuple(stored_tensors(reader, told))

@@ -11,7 +11,7 @@ from compress.formats import FloatFormat
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from exporters import Placed, gguf_llama, metadata, placements
-from exporters.gguf_file import BLOCK, METADATA_KEY, read_contents, to_bytes, type_of
+from exporters.gguf_file import BLOCK, METADATA_KEY, library, read_contents, to_bytes, type_of
 
 SUFFIX = ".gguf"
 RUNTIME = ""  # other programs load these files
@@ -38,8 +38,7 @@ def place(decision: Decision, framework: str) -> Placed:
 
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
     """Writes the file. Refused for tensors that GGUF or llama.cpp has no place for."""
-    from gguf import GGMLQuantizationType, GGUFWriter
-
+    gguf = library()
     weights = small.network.weights()
     placed = placements(small.plan, "gguf", small.network.framework, small.recipe.allow_float)
     too_many = [name for name, weight in weights.items() if weight.value.ndim > LARGEST_DIMENSIONS]
@@ -50,14 +49,14 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
         config, saved = small.network.model.config, small.network.model.state_dict()
         weights = {name: weight for name, weight in weights.items() if name in saved}  # llama.cpp computes the frequencies of its rotations itself
     names, heads = names_and_heads(config, list(weights))
-    writer = GGUFWriter(path, "llama" if config else type(small.network.model).__name__.lower())
+    writer = gguf.GGUFWriter(path, "llama" if config else type(small.network.model).__name__.lower())
     if config:
         gguf_llama.describe(writer, config)
     writer.add_quantization_version(2)
     writer.add_string(METADATA_KEY, metadata(small, "gguf", entries(placed, names, heads, known=bool(config))))
     for name, weight in weights.items():
         if name in placed and placed[name].placement != "float":
-            kind = GGMLQuantizationType[type_of(small.encoded[name].format)]
+            kind = gguf.GGMLQuantizationType[type_of(small.encoded[name].format)]
             writer.add_tensor(names[name], to_bytes(small.encoded[name], heads[name]), raw_dtype=kind)
         else:
             writer.add_tensor(names[name], float32(weight.value, heads[name]))

@@ -10,7 +10,6 @@ from typing import Any
 
 from compress.artifact import Contents, StoredTensor
 from compress.errors import BrokenFile, InputError, Refused
-from compress.formats import CodebookFormat
 from compress.network import InputSpec
 from compress.numerics import Encoded
 from compress.numerics.storing import FORMAT
@@ -24,7 +23,6 @@ RUNTIME = ""  # other programs load checkpoints
 OWN_NUMBERS = False
 FILE_NAME = "model.safetensors"
 NO_TOKENIZER = "the folder holds no tokenizer: save the model's own there, if it has one"
-BFLOAT16 = "compressed-tensors decodes 4-bit floats in bfloat16, up to 2^-7 of each value off, and config.json says that the model computes in it"
 METHODS: dict[str, ModuleType] = {method.METHOD: method for method in (checkpoint_bitsandbytes, checkpoint_compressed_tensors)}
 
 
@@ -64,17 +62,16 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     tensors = float_tensors(model, set(stored))
     for name in stored:
         tensors |= method.tensors(name, small.encoded[name], dtype)
-    settings, told = config_of(model), [NO_TOKENIZER]
-    if method is checkpoint_compressed_tensors and any(isinstance(decision.format, CodebookFormat) for decision in stored.values()):
-        settings["dtype"] = "bfloat16"
-        told.append(BFLOAT16)
+    settings, notes = config_of(model), (NO_TOKENIZER,)
     if method:
         formats = {name.removesuffix(".weight"): decision.format for name, decision in stored.items()}
         settings["quantization_config"] = method.config(formats, linear_modules(model), dtype)
+        settings["dtype"] = method.loads_as(list(formats.values()), dtype)
+        notes += method.notes(list(formats.values()))
     entries = {name: in_float(name, how.reason) if how.placement == "float" else described(name, method, small.encoded[name]) for name, how in placed.items()}
     write_file(path, tensors, {"format": "pt", METADATA_KEY: metadata(small, "safetensors", entries)})
     path.with_name("config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return tuple(told)
+    return notes
 
 
 def the_method(stored: dict[str, Decision]) -> ModuleType | None:
