@@ -12,8 +12,11 @@ import numpy as np
 
 from compress.artifact import Contents, StoredTensor
 from compress.errors import BrokenFile
+from compress.formats import CodebookFormat, FloatFormat, Format, PerTensor
 from compress.network import InputSpec
-from compress.numerics import unpack_low_first
+from compress.numerics.codebooks import levels
+from compress.numerics.layouts import swap_nibbles
+from compress.numerics.storing import FORMAT, from_arrays
 
 METADATA_FILE = "compresskit.json"
 DTYPES = {  # torch's serialized scalar types (torch/_export/serde/schema.py): name, and how NumPy reads the bytes
@@ -27,6 +30,9 @@ DTYPES = {  # torch's serialized scalar types (torch/_export/serde/schema.py): n
     8: ("float64", np.float64),
     12: ("bool", np.bool_),
     13: ("bfloat16", np.uint16),
+    28: ("uint16", np.uint16),
+    29: ("float8_e4m3fn", np.uint8),
+    33: ("float8_e8m0fnu", np.uint8),
 }
 
 
@@ -116,8 +122,7 @@ def tensors(raws: Mapping[str, Raw], told: Mapping[str, Any]):
     seen = set()
     for name, entry in told.get("tensors", {}).items():
         if entry["placement"] != "float":
-            parts = [raws[entry[part]] for part in ("file_name", "scales", "zero_points") if entry[part]]
-            seen |= {part.name for part in parts}
+            seen |= set(entry["parts"].values())
             yield small_tensor(name, entry, raws)
     float_names = {entry["file_name"]: (name, entry["reason"]) for name, entry in told.get("tensors", {}).items() if entry["placement"] == "float"}
     records = set()
@@ -132,21 +137,50 @@ def tensors(raws: Mapping[str, Raw], told: Mapping[str, Any]):
 
 
 def small_tensor(name: str, entry: Mapping[str, Any], raws: Mapping[str, Raw]) -> StoredTensor:
-    codes, bits, shape = raws[entry["file_name"]], entry["bits"], tuple(entry["shape"])
-    value = codes.value
-    if bits < 8:
-        value = (unpack_low_first(value, bits, int(np.prod(shape)), signed=False).astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
-    scales, zeros = (raws[entry[part]] if entry[part] else None for part in ("scales", "zero_points"))
-    floats = {} if scales is None else {"scales": as_scales(scales, tuple(entry["scale_shape"])), "scale_bytes": scales.nbytes}
-    if zeros is not None:
-        floats |= {"zero_points": zeros.value.astype(np.int32) if zeros.value.any() else None, "zero_point_bytes": zeros.nbytes}
-    dtype = f"int{bits}" if scales is not None else codes.dtype
-    return StoredTensor(name, codes.name, shape, dtype, entry["placement"], entry["reason"], codes.nbytes, codes=value.reshape(shape), **floats)
+    """A planned tensor in canonical layout. BrokenFile where the table behind its scales is not the one that its format names."""
+    fmt, shape = FORMAT.validate_python(entry["format"]), tuple(entry["shape"])
+    parts = {part: raws[target] for part, target in entry["parts"].items()}
+    if "scales" in entry["tables"] and not np.array_equal(raws[entry["tables"]["scales"]].value, levels("dynamic8").values):
+        raise BrokenFile(f"{name}: {entry['tables']['scales']} is not the table of its scales")
+    encoded = from_arrays(arrays(parts, fmt, entry["high_first"]), fmt, shape)
+    table = raws[entry["tables"]["codes"]].value if "codes" in entry["tables"] else parts["codebook"].value if "codebook" in parts else None
+    scales = encoded.scales if encoded.global_scale is None else encoded.scales * encoded.global_scale
+    zeros, size = encoded.zero_points, {part: raw.nbytes for part, raw in parts.items()}
+    if "zero_points" in parts and zeros is None:
+        zeros = parts["zero_points"].value
+    return StoredTensor(
+        name,
+        entry["file_name"],
+        shape,
+        dtype_name(fmt),
+        entry["placement"],
+        entry["reason"],
+        payload_bytes=size.pop("codes"),
+        zero_point_bytes=size.pop("zero_points", 0),
+        scale_bytes=sum(size.values()),
+        codes=encoded.codes,
+        scales=scales,
+        zero_points=zeros if zeros is not None and zeros.any() else None,
+        codebook=table if encoded.codebook is None else encoded.codebook,
+    )
 
 
-def as_scales(stored: Raw, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 scales; one that the file repeats for every channel is taken once, if it really is one."""
-    value = (stored.value.astype(np.uint32) << 16).view(np.float32) if stored.dtype == "bfloat16" else stored.value.astype(np.float32)
-    if value.shape != shape and shape == () and np.all(value == value.flat[0]):
-        return value.reshape(-1)[0].reshape(())
-    return value.reshape(shape)
+def dtype_name(fmt: Format) -> str:
+    if isinstance(fmt, FloatFormat):
+        return fmt.dtype
+    return f"{'uint' if isinstance(fmt, CodebookFormat) or not fmt.signed else 'int'}{fmt.bits}"
+
+
+def arrays(parts: Mapping[str, Raw], fmt: Format, high_first: bool) -> dict[str, np.ndarray]:
+    """What `from_arrays` reads, of what operators read."""
+    found = {part: np.atleast_1d(raw.value) for part, raw in parts.items()}
+    if high_first:
+        found["codes"] = swap_nibbles(found["codes"].ravel())
+    if isinstance(fmt, FloatFormat):
+        return found
+    if not isinstance(fmt, CodebookFormat) and fmt.symmetric:
+        found.pop("zero_points", None)  # of a kernel that wants them although they are 0
+    one = isinstance(fmt.granularity, PerTensor)
+    if one and "scales" in found and np.all(found["scales"] == found["scales"][0]):
+        found["scales"] = found["scales"][:1]  # a kernel wants it repeated for every channel
+    return found

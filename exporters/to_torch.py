@@ -8,6 +8,7 @@ from typing import Any
 from compress.artifact import Contents
 from compress.errors import ExportError, Refused
 from compress.network import Weight
+from compress.numerics.storing import FORMAT
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from compress.samples import samples
@@ -51,6 +52,8 @@ def notes(small: Compressed) -> tuple[str, ...]:
         "dynamic": "dynamic int8 activations have one symmetric scale per token, as in torchao's Int8DynamicActivationInt8Weight",
         "static": "static int8 is PT2E's dequantize-operator-quantize graph: both runtimes lower it to oneDNN's int8 kernels when they load it",
         "int4": "int4 layers compute in bfloat16, the only activation type in which ATen's int4 kernel is fast; everything else stays in float32",
+        "bitsandbytes": "the file calls bitsandbytes.gemm_4bit: bitsandbytes must be installed where it runs",
+        "load": "weights that no kernel computes with are stored small; compresskit's runtimes expand them to float32 once, others at each run",
     }
     return tuple(text for way, text in found.items() if way in ways)
 
@@ -113,7 +116,7 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
 
         module.recompile()
         module = quantize_static(builder, static, the_static_activations(small, set(static.values())), batches(small))
-    return module, kept | {name: described(builder, name) for name in choices}
+    return module, kept | {name: described(builder, name, choice.at_load) for name, choice in choices.items()}
 
 
 def kept_in_float(small: Compressed, module: Any, weights: Mapping[str, Weight], refused: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -141,18 +144,19 @@ def batches(small: Compressed):
         yield tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in sample.values())
 
 
-def described(builder: Any, name: str) -> dict[str, Any]:
-    """What `read` needs to know about one stored weight."""
+def described(builder: Any, name: str, at_load: bool) -> dict[str, Any]:
+    """What `read` needs to know about one stored weight, and whether runtimes compute what follows from it alone when they load the file."""
     stored, encoded = builder.store(name), builder.encoded[name]
     decoded = list(dict.fromkeys(stored.decoded))
     reasons = decoded or list(dict.fromkeys(filter(None, stored.native))) or ([] if stored.native else ["no operator reads it"])
     return {
-        "file_name": stored.codes,
-        "scales": stored.scales,
-        "zero_points": stored.zero_points,
-        "bits": encoded.format.bits,
-        "shape": list(encoded.codes.shape),
-        "scale_shape": None if encoded.scales is None else list(encoded.scales.shape),
+        "file_name": stored.parts["codes"],
+        "format": FORMAT.dump_python(encoded.format, mode="json"),
+        "shape": list(encoded.shape),
+        "parts": stored.parts,
+        "tables": stored.tables,
+        "high_first": stored.high_first,
+        "at_load": at_load,
         "placement": "native" if stored.native and not decoded else "decoded",
         "reason": "; ".join(reasons),
     }
@@ -164,7 +168,7 @@ def save(small: Compressed, module: Any, stored: dict[str, dict[str, Any]], path
 
     from exporters.torch_graph import drop_dead_constants, drop_dead_operators, strip
 
-    kept = {entry[part] for entry in stored.values() for part in ("file_name", "scales", "zero_points") if entry.get(part)}
+    kept = {target for entry in stored.values() for target in (entry["file_name"], *entry.get("parts", {}).values())}
     drop_dead_operators(module)
     drop_dead_constants(module, kept)
     with torch.no_grad():

@@ -7,7 +7,6 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ import torch
 from torch import fx
 
 from compress.errors import ExportError
-from compress.formats import FloatFormat, PerGroup
-from compress.numerics import Encoded, pack_low_first
+from compress.numerics import Encoded, reach
+from compress.numerics.codebooks import levels
+from exporters.torch_storing import constants
 
 aten = torch.ops.aten
 LAYOUT_OPS = (aten.permute.default, aten.transpose.int, aten.t.default, aten.view.default, aten.reshape.default, aten.contiguous.default)
@@ -152,9 +152,9 @@ def linear_call(site: Site) -> LinearCall | None:
 class Stored:
     """One weight in the module: the constants that hold it, named as the file will name them."""
 
-    codes: str
-    scales: str | None = None
-    zero_points: str | None = None
+    parts: dict[str, str]  # by what they are: "codes", "scales", ... as compress.numerics.storing names them
+    tables: dict[str, str] = field(default_factory=dict)  # those with a name, which other weights may share: of "codes" and of "scales"
+    high_first: bool = False  # of two 4-bit codes the first lies in the high nibble, as bitsandbytes has it
     native: list[str] = field(default_factory=list)  # what is to be said of each reader that computes in the format
     decoded: list[str] = field(default_factory=list)  # why each other reader expands it
 
@@ -166,7 +166,7 @@ class Builder:
         """`repeated` names tensors whose single scale is stored once per output channel, as the static kernels want it."""
         self.module, self.encoded, self.repeated = module, encoded, repeated
         self.stored: dict[str, Stored] = {}
-        self.prepared: dict[tuple[Any, fx.Node], Any] = {}
+        self.prepared: dict[tuple[Any, fx.Node | str], Any] = {}
 
     def once(self, prepare: Callable[["Builder", fx.Node], Any], x: fx.Node) -> Any:
         """`prepare(self, x)`, done once for all layers that read x, right behind it."""
@@ -178,9 +178,17 @@ class Builder:
                 self.prepared[prepare, x] = prepare(self, x)
         return self.prepared[prepare, x]
 
+    def ahead(self, prepare: Callable[["Builder", str], fx.Node], name: str) -> fx.Node:
+        """`prepare(self, name)`, which depends on constants alone, done once for all readers of a weight, before every operator."""
+        if (prepare, name) not in self.prepared:
+            first = next(node for node in self.module.graph.nodes if node.op not in ("placeholder", "get_attr"))
+            with self.module.graph.inserting_before(first):
+                self.prepared[prepare, name] = prepare(self, name)
+        return self.prepared[prepare, name]
+
     def scale_shape(self, name: str) -> tuple[int, ...]:
         encoded = self.encoded[name]
-        return encoded.codes.shape[:1] if name in self.repeated else encoded.scales.shape
+        return encoded.shape[:1] if name in self.repeated else reach.scale_shape(encoded.shape, encoded.format.granularity)
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return self.module.graph.call_function(target, args, kwargs)
@@ -193,59 +201,24 @@ class Builder:
         self.module.register_buffer(target, value)
         return target
 
-    def store(self, name: str) -> Stored:
+    def store(self, name: str, high_first: bool = False) -> Stored:
         """The constants of a weight, registered when first asked for."""
         if name not in self.stored:
-            encoded = self.encoded[name]
-            stored = self.stored[name] = Stored(self.register(name, "codes", stored_codes(encoded)))
-            if encoded.scales is not None:
-                stored.scales = self.register(name, "scales", stored_scales(encoded, self.scale_shape(name)))
-            if encoded.zero_points is not None:
-                zeros = encoded.zero_points.astype(np.int8 if encoded.format.bits <= 8 else np.int16)
-                stored.zero_points = self.register(name, "zero_points", torch.from_numpy(zeros))
+            found = constants(self.encoded[name], high_first)
+            if name in self.repeated:
+                found["scales"] = found["scales"].repeat(self.scale_shape(name))
+            self.stored[name] = Stored({part: self.register(name, part, value) for part, value in found.items()}, high_first=high_first)
         return self.stored[name]
 
-    def unpacked(self, name: str) -> fx.Node:
-        """Codes in canonical shape: as stored, or unsigned uint8 (code + 2^(bits-1)) from packed bytes."""
-        encoded, codes = self.encoded[name], self.attribute(self.store(name).codes)
-        bits = encoded.format.bits
-        if bits >= 8:
-            return codes
-        planes = [self.call(aten.bitwise_and.Scalar, codes, 2**bits - 1)]
-        for shift in range(bits, 8, bits):
-            planes.append(self.call(aten.bitwise_and.Scalar, self.call(aten.bitwise_right_shift.Tensor_Scalar, codes, shift), 2**bits - 1))
-        flat = self.call(aten.view.default, self.call(aten.stack.default, planes, -1), [-1])
-        count = encoded.codes.size
-        if count % (8 // bits):
-            flat = self.call(aten.slice.Tensor, flat, 0, 0, count)
-        return self.call(aten.view.default, flat, list(encoded.codes.shape))
+    def part(self, name: str, part: str) -> fx.Node:
+        return self.attribute(self.store(name).parts[part])
 
-    def scales(self, name: str) -> fx.Node:
-        """float32 scales."""
-        node = self.attribute(self.store(name).scales)
-        return node if self.encoded[name].format.scale_dtype == "float32" else self.call(aten.to.dtype, node, torch.float32)
-
-    def decode(self, name: str) -> fx.Node:
-        """float32 values in canonical shape: (code - zero point) * scale."""
-        encoded = self.encoded[name]
-        values = self.call(aten.to.dtype, self.unpacked(name), torch.float32)
-        if isinstance(encoded.format, FloatFormat):
-            return values
-        shape = encoded.codes.shape
-        rows = rows_shape(encoded)
-        if rows != shape:
-            values = self.call(aten.view.default, values, list(rows))
-        values = self.scaled(name, values, [*self.scale_shape(name)] + [1] * (len(rows) - len(self.scale_shape(name))))
-        return values if rows == shape else self.call(aten.view.default, values, list(shape))
-
-    def scaled(self, name: str, values: fx.Node, shape: list[int]) -> fx.Node:
-        encoded = self.encoded[name]
-        if encoded.format.bits < 8:
-            values = self.call(aten.sub.Tensor, values, 2 ** (encoded.format.bits - 1))
-        if encoded.zero_points is not None:
-            zero = self.call(aten.to.dtype, self.attribute(self.store(name).zero_points), torch.float32)
-            values = self.call(aten.sub.Tensor, values, self.call(aten.view.default, zero, shape))
-        return self.call(aten.mul.Tensor, values, self.call(aten.view.default, self.scales(name), shape))
+    def table(self, name: str, of: str, codebook: str) -> fx.Node:
+        """float32 [entries]: the table of a weight's codes or scales that has a name, held once for all weights that use it."""
+        target = self.store(name).tables[of] = f"codebook__{codebook}"
+        if not hasattr(self.module, target):
+            self.module.register_buffer(target, torch.from_numpy(levels(codebook).values.copy()))
+        return self.attribute(target)
 
     def in_layout(self, value: fx.Node, shape: tuple[int, ...], layout: Layout) -> fx.Node:
         """A canonical value as the graph's operator wants it."""
@@ -256,28 +229,6 @@ class Builder:
         out, inputs, *kernel = shape
         split = self.call(aten.view.default, value, [layout.groups, out // layout.groups, inputs, *kernel])
         return self.call(aten.reshape.default, self.call(aten.transpose.int, split, 1, 2), [layout.groups * inputs, out // layout.groups, *kernel])
-
-
-def rows_shape(encoded: Encoded) -> tuple[int, ...]:
-    """The codes' shape in which scales broadcast once trailing axes are added."""
-    shape = encoded.codes.shape
-    if isinstance(encoded.format.granularity, PerGroup):
-        return shape[0], prod(shape[1:]) // encoded.format.granularity.size, encoded.format.granularity.size
-    return shape
-
-
-def stored_codes(encoded: Encoded) -> torch.Tensor:
-    fmt = encoded.format
-    if isinstance(fmt, FloatFormat):
-        bits = torch.from_numpy(np.ascontiguousarray(encoded.codes).view(np.int16).copy())
-        return bits.view(torch.float16 if fmt.dtype == "float16" else torch.bfloat16)
-    if fmt.bits < 8:
-        return torch.from_numpy(pack_low_first(encoded.codes + np.int8(1 << (fmt.bits - 1)), fmt.bits))
-    return torch.from_numpy(np.array(encoded.codes))
-
-
-def stored_scales(encoded: Encoded, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.from_numpy(np.broadcast_to(np.asarray(encoded.scales, np.float32), shape).copy()).to(getattr(torch, encoded.format.scale_dtype))
 
 
 def names_by_value(module: fx.GraphModule, weights: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -2,16 +2,18 @@
 
 import torch
 
-from compress.formats import FloatFormat, PerGroup
+from compress.errors import MissingExtra
+from compress.formats import FloatFormat
+from exporters.torch_decoding import as_float, codes, decoded, scales
 from exporters.torch_graph import CONVOLUTIONS, Builder, LinearCall, Site, aten, linear_call
-from exporters.torch_placing import Choice
+from exporters.torch_placing import BNB_TYPES, Choice
 
 EPSILON = torch.finfo(torch.float32).eps  # the smallest activation scale, as torchao's Int8Tensor has it
 
 
 def place_site(builder: Builder, site: Site, choice: Choice) -> None:
     """Rewrites one reader in the chosen way, or decodes where this reader is not the kind of operator that way is for."""
-    stored = builder.store(site.name)
+    stored = builder.store(site.name, high_first=choice.way == "bitsandbytes")
     call = linear_call(site)
     with builder.module.graph.inserting_before(site.user):
         if choice.way in LINEAR_WAYS and call is not None:
@@ -19,14 +21,13 @@ def place_site(builder: Builder, site: Site, choice: Choice) -> None:
             builder.module.graph.erase_node(site.user)
             (stored.native if choice.placement == "native" else stored.decoded).append(choice.reason)
             return
-        rows = gathers_rows(builder, site)
-        if rows:
+        if not choice.at_load and gathers_rows(site):
             site.user.replace_all_uses_with(embedding(builder, site))
             builder.module.graph.erase_node(site.user)
         else:
-            weight = builder.in_layout(builder.decode(site.name), builder.encoded[site.name].codes.shape, site.layout)
-            site.user.replace_input_with(site.source, weight)
-    stored.decoded.append(choice.reason if choice.way == "decode" else f"{site.user.target} reads it, which has no such kernel")
+            value = builder.ahead(decoded, site.name) if choice.at_load else decoded(builder, site.name)
+            site.user.replace_input_with(site.source, builder.in_layout(value, builder.encoded[site.name].shape, site.layout))
+    stored.decoded.append(choice.reason if choice.way in ("decode", "load") else f"{site.user.target} reads it, which has no such kernel")
 
 
 def flattened(builder: Builder, x: torch.fx.Node) -> torch.fx.Node:
@@ -61,9 +62,8 @@ def finished(builder: Builder, site: Site, call: LinearCall, y: torch.fx.Node) -
 
 def weight_only(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
     """(x @ codes.T) * scales + bias in float32, the arithmetic of torchao's Int8Tensor."""
-    codes = builder.call(aten.to.dtype, builder.unpacked(site.name), torch.float32)
-    y = builder.call(aten.linear.default, flattened(builder, call.x), codes)
-    return finished(builder, site, call, builder.call(aten.mul.Tensor, y, builder.scales(site.name)))
+    y = builder.call(aten.linear.default, flattened(builder, call.x), as_float(builder, codes(builder, site.name)))
+    return finished(builder, site, call, builder.call(aten.mul.Tensor, y, scales(builder, site.name)))
 
 
 def dynamic(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
@@ -71,11 +71,11 @@ def dynamic(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
 
     In plain ATen operators, so that a file loads without torchao; its scale is max |x| / 127.5.
     """
-    codes, scale = builder.once(quantized, call.x)
-    product = builder.call(aten._int_mm.default, codes, builder.call(aten.t.default, builder.unpacked(site.name)))
+    x, scale = builder.once(quantized, call.x)
+    product = builder.call(aten._int_mm.default, x, builder.call(aten.t.default, codes(builder, site.name)))
     # The scale comes first: (product * scale) * scales is the pattern that Inductor replaces by a oneDNN operator 1000 times slower for int8 activations.
     y = builder.call(aten.mul.Tensor, scale, builder.call(aten.to.dtype, product, torch.float32))
-    return finished(builder, site, call, builder.call(aten.mul.Tensor, y, builder.scales(site.name)))
+    return finished(builder, site, call, builder.call(aten.mul.Tensor, y, scales(builder, site.name)))
 
 
 def int4(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
@@ -84,37 +84,54 @@ def int4(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
     The kernel's own packing depends on the CPU (AVX2 and AVX-512 differ), so the file holds plain nibbles; a runtime packs them once when it loads the file.
     """
     encoded = builder.encoded[site.name]
-    nibbles = builder.call(aten.to.dtype, builder.unpacked(site.name), torch.int32)
+    nibbles = builder.call(aten.to.dtype, codes(builder, site.name), torch.int32)
     packed = builder.call(aten._convert_weight_to_int4pack_for_cpu.default, nibbles, 1)
-    scales = builder.call(aten.t.default, builder.attribute(builder.store(site.name).scales))
-    pairs = builder.call(aten.stack.default, [scales, builder.call(aten.zeros_like.default, scales)], -1)
+    columns = builder.call(aten.t.default, builder.part(site.name, "scales"))
+    pairs = builder.call(aten.stack.default, [columns, builder.call(aten.zeros_like.default, columns)], -1)
     x = builder.once(in_bfloat16, call.x)
     y = builder.call(aten._weight_int4pack_mm_for_cpu.default, x, packed, encoded.format.granularity.size, pairs)
     return finished(builder, site, call, builder.call(aten.to.dtype, y, torch.float32))
 
 
+def bitsandbytes(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
+    """bitsandbytes' own operator on its own bytes, as Linear4bit calls it.
+
+    Which kernel that is depends on the CPU, and the fastest wants another packing, so a runtime chooses when it loads the file.
+    """
+    try:
+        import bitsandbytes  # noqa: F401  registers the operator
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"{site.name}: {builder.encoded[site.name].format} computes by bitsandbytes' operator: pip install bitsandbytes") from error
+    encoded, name = builder.encoded[site.name], site.name
+    kind, double = BNB_TYPES[encoded.format.codebook], encoded.scale_codes is not None
+    x = builder.call(aten.contiguous.default, flattened(builder, call.x))  # its CPU kernel reads other strides as if they were these
+    absmax = builder.part(name, "scale_factors" if double else "scales")
+    nested = (builder.part(name, "scale_codes"), builder.table(name, "scales", "dynamic8"), builder.part(name, "scale_offset")) if double else ()
+    if not double:
+        absmax = builder.call(aten.view.default, absmax, [-1])
+    weight = (builder.part(name, "codes"), list(encoded.shape), absmax, encoded.format.granularity.size, kind)
+    return finished(builder, site, call, builder.call(torch.ops.bitsandbytes.gemm_4bit.default, x, *weight, None, *nested))
+
+
 PADDED = {aten.conv1d.padding: aten.conv1d.default, aten.conv2d.padding: aten.conv2d.default}
-LINEAR_WAYS = {"weight_only": weight_only, "dynamic": dynamic, "int4": int4}
+LINEAR_WAYS = {"weight_only": weight_only, "dynamic": dynamic, "int4": int4, "bitsandbytes": bitsandbytes}
 
 
-def gathers_rows(builder: Builder, site: Site) -> bool:
-    fmt = builder.encoded[site.name].format
-    whole = isinstance(fmt, FloatFormat) or (fmt.bits >= 8 and not isinstance(fmt.granularity, PerGroup))
-    return whole and site.user.target is aten.embedding.default and site.user.args[0] is site.source and site.layout.identity
+def gathers_rows(site: Site) -> bool:
+    return site.user.target is aten.embedding.default and site.user.args[0] is site.source and site.layout.identity
 
 
 def embedding(builder: Builder, site: Site) -> torch.fx.Node:
     """Looks up small rows and expands only those."""
-    encoded, stored, indices = builder.encoded[site.name], builder.store(site.name), site.user.args[1]
-    rows = builder.call(aten.embedding.default, builder.attribute(stored.codes), indices)
-    rows = builder.call(aten.to.dtype, rows, torch.float32)
+    encoded, indices = builder.encoded[site.name], site.user.args[1]
+    rows = as_float(builder, builder.call(aten.embedding.default, builder.part(site.name, "codes"), indices))
     if isinstance(encoded.format, FloatFormat):
         return rows
-    scales, per_row = builder.scales(site.name), len(builder.scale_shape(site.name)) > 0
-    if stored.zero_points is not None:
-        zeros = builder.call(aten.to.dtype, builder.attribute(stored.zero_points), torch.float32)
+    factors, per_row = scales(builder, site.name), len(builder.scale_shape(site.name)) > 0
+    if encoded.zero_points is not None:
+        zeros = as_float(builder, builder.part(site.name, "zero_points"))
         rows = builder.call(aten.sub.Tensor, rows, looked_up(builder, zeros, indices) if per_row else zeros)
-    return builder.call(aten.mul.Tensor, rows, looked_up(builder, scales, indices) if per_row else scales)
+    return builder.call(aten.mul.Tensor, rows, looked_up(builder, factors, indices) if per_row else factors)
 
 
 def looked_up(builder: Builder, per_row: torch.fx.Node, indices: torch.fx.Node) -> torch.fx.Node:

@@ -4,22 +4,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.errors import Refused
-from compress.formats import FloatFormat, IntFormat, PerGroup
+from compress.formats import CodebookFormat, DoubleQuantized, FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor
 from compress.plan import Decision, Placement
-from exporters import refuse_exotic
 
-Way = Literal["decode", "weight_only", "dynamic", "static", "int4"]
-"""decode       expanded to float32 before the operator that reads it
+Way = Literal["decode", "load", "weight_only", "dynamic", "static", "int4", "bitsandbytes"]
+"""decode       expanded to float32 at each run, before the operator that reads it
+load         expanded to float32 once, when a runtime loads the file
 weight_only  float product with the codes, scaled afterwards
 dynamic      int8 product with activations quantized per token at run time
 static       int8 product with activations quantized by calibrated ranges
 int4         groups of 4-bit codes by aten._weight_int4pack_mm_for_cpu
+bitsandbytes  blocks of NF4 or FP4 codes by bitsandbytes.gemm_4bit
 """
 
 LINEAR = ("linear", "attention")
 STATIC_CONVOLUTIONS = ("conv1d", "conv2d", "depthwise_conv1d", "depthwise_conv2d")
 INT4_GROUPS = (32, 64, 128, 256)
 INT4_ROWS = 16  # the kernel wants a multiple of this many outputs
+BNB_TYPES = {"nf4": "nf4", "fp4_bnb": "fp4"}  # our names of codebooks, and bitsandbytes'
+BNB_BLOCKS = (32, 64, 128, 256, 512, 1024)
+BNB_ROWS = 32  # its fused CPU kernel wants a multiple of this many outputs, and whole blocks in every row
+BNB_NESTED = 256
 
 
 @dataclass(frozen=True)
@@ -28,20 +33,26 @@ class Choice:
     placement: Placement
     reason: str = ""
 
+    @property
+    def at_load(self) -> bool:
+        """Whether a runtime computes what follows from the weight's constants alone when it loads the file."""
+        return self.way in ("load", "int4", "bitsandbytes")
+
 
 def choose(decision: Decision) -> Choice:
     """The arithmetic for a tensor with a format. Refused where no file can hold it."""
     fmt, activations = decision.format, decision.activations
     if activations is not None and activations.type == "static" and activations.bits == 16:
         raise Refused("PyTorch has no kernels for 16-bit integer activations")
-    refuse_exotic(fmt, "PyTorch")
-    if isinstance(fmt, IntFormat) and fmt.bits not in (2, 4, 8, 16):
-        raise Refused(f"PyTorch has no operators that unpack {fmt.bits}-bit codes (2, 4, 8 and 16 bits can be stored)")
     if isinstance(fmt, FloatFormat):
         return Choice("decode", "decoded", f"stored in {fmt.dtype}, computed in float32{unquantized(activations)}")
-    if fmt.bits == 4 and isinstance(fmt.granularity, PerGroup):
+    if isinstance(fmt, CodebookFormat):
+        return codebook(decision, fmt)
+    if fmt.plain and fmt.bits == 4 and isinstance(fmt.granularity, PerGroup):
         return int4(decision, fmt)
-    plain = fmt.bits == 8 and fmt.symmetric and not isinstance(fmt.granularity, PerGroup)
+    if not broadcasts(fmt):
+        return at_load(decision)
+    plain = fmt.bits == 8 and fmt.symmetric
     if activations is None or not plain:
         return without_activations(decision, fmt, plain)
     if activations.type == "dynamic":
@@ -58,19 +69,51 @@ def unquantized(activations) -> str:
     return "" if activations is None else "; its activations stay in float"
 
 
+def broadcasts(fmt: IntFormat) -> bool:
+    """Whether a cast, a subtraction and a product over whole rows expand it, which costs less than the layer itself."""
+    return fmt.plain and fmt.bits >= 8 and isinstance(fmt.granularity, PerTensor | PerAxis)
+
+
+def at_load(decision: Decision, problem: str = "") -> Choice:
+    """Expanded once, by operators in the file that unpack and look up bit for bit what the core decodes."""
+    problem = problem or f"PyTorch's CPU kernels do not compute with {decision.format}"
+    return Choice("load", "decoded", f"{problem}: expanded to float32 when the file is loaded{unquantized(decision.activations)}")
+
+
 def int4(decision: Decision, fmt: IntFormat) -> Choice:
     problem = next((text for wrong, text in int4_limits(decision, fmt) if wrong), None)
     if problem is None:
         return Choice("int4", "native", f"the kernel computes in bfloat16{unquantized(decision.activations)}")
-    return Choice("decode", "decoded", f"no int4 kernel: {problem}{unquantized(decision.activations)}")
+    return at_load(decision, f"no int4 kernel, as {problem}")
 
 
 def int4_limits(decision: Decision, fmt: IntFormat):
-    yield decision.kind not in LINEAR, f"it multiplies linear layers only, this is a {decision.kind}"
+    yield decision.kind not in LINEAR, f"it multiplies linear layers only, and this is a layer of kind {decision.kind}"
     yield fmt.granularity.size not in INT4_GROUPS, f"its groups hold {', '.join(map(str, INT4_GROUPS))} values, not {fmt.granularity.size}"
     yield not fmt.symmetric, "it has no integer zero points"
     yield fmt.scale_dtype != "bfloat16", f"its scales are bfloat16, the recipe's {fmt.scale_dtype}"
     yield decision.shape[0] % INT4_ROWS != 0, f"it wants a multiple of {INT4_ROWS} outputs, not {decision.shape[0]}"
+
+
+def codebook(decision: Decision, fmt: CodebookFormat) -> Choice:
+    if fmt.codebook not in BNB_TYPES:
+        return at_load(decision)
+    problem = next((text for wrong, text in bnb_limits(decision, fmt) if wrong), None)
+    if problem is not None:
+        return at_load(decision, f"bitsandbytes' kernel does not compute with it, as {problem}")
+    kernel = "bitsandbytes computes in bfloat16 on CPUs with AVX512-BF16; on others its operator expands the weight to float32 at each run"
+    return Choice("bitsandbytes", "native", f"{kernel}{unquantized(decision.activations)}")
+
+
+def bnb_limits(decision: Decision, fmt: CodebookFormat):
+    size = getattr(fmt.granularity, "size", None)
+    yield decision.kind not in LINEAR, f"it multiplies linear layers only, and this is a layer of kind {decision.kind}"
+    yield size not in BNB_BLOCKS, f"its blocks hold {', '.join(map(str, BNB_BLOCKS))} values, and the format's scales are {fmt.granularity}"
+    yield fmt.scaling == "none", "it wants scales"
+    yield fmt.scale_dtype != "float32", f"its scales are float32, and the format's {fmt.scale_dtype}"
+    yield fmt.double not in (None, DoubleQuantized("dynamic", BNB_NESTED)), f"it knows dynamic scales of {BNB_NESTED}, and the format's are {fmt.double}"
+    yield size is not None and decision.shape[1] % size != 0, f"its blocks end with the row, and {decision.shape[1]} inputs are no multiple of {size}"
+    yield decision.shape[0] % BNB_ROWS != 0, f"it wants a multiple of {BNB_ROWS} outputs, not {decision.shape[0]}"
 
 
 def without_activations(decision: Decision, fmt: IntFormat, plain: bool) -> Choice:

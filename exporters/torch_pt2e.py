@@ -96,10 +96,10 @@ def place_codes(builder: Builder, node: torch.fx.Node, name: str) -> bool:
         return False
     stored = builder.store(name)
     outputs = builder.encoded[name].codes.shape[0]
-    if stored.zero_points is None:
-        stored.zero_points = builder.register(name, "zero_points", torch.zeros(outputs, dtype=torch.int32))
+    if "zero_points" not in stored.parts:
+        stored.parts["zero_points"] = builder.register(name, "zero_points", torch.zeros(outputs, dtype=torch.int32))
     with builder.module.graph.inserting_before(weight):
-        constants = [builder.attribute(target) for target in (stored.codes, stored.scales, stored.zero_points)]
+        constants = [builder.part(name, part) for part in ("codes", "scales", "zero_points")]
     weight.args = (*constants, 0, -128, 127, torch.int8)
     stored.native.append("")
     return True

@@ -16,12 +16,27 @@ from torch import nn  # noqa: E402
 import exporters  # noqa: E402
 from compress import calibration  # noqa: E402
 from compress.backends import open_model  # noqa: E402
-from compress.errors import CompressError, Refused  # noqa: E402
-from compress.formats import IntFormat, PerAxis, PerGroup, PerTensor, StaticActivations  # noqa: E402
+from compress.errors import BrokenFile, CompressError, ExportError, MissingExtra, Refused  # noqa: E402
+from compress.formats import (  # noqa: E402
+    CodebookFormat,
+    DoubleQuantized,
+    DynamicActivations,
+    IntFormat,
+    Learned,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerTensor,
+    StaticActivations,
+)
+from compress.numerics.codebooks import levels  # noqa: E402
+from compress.numerics.layouts import LAYOUTS  # noqa: E402
 from compress.pipeline import compress  # noqa: E402
+from compress.presets import preset  # noqa: E402
 from compress.recipe import Recipe  # noqa: E402
 from compress.steps import Quantize  # noqa: E402
-from evaluators.runtimes import torch_compiled, torch_eager  # noqa: E402
+from compress.steps.selector import Selector  # noqa: E402
+from evaluators.runtimes import torch_compiled, torch_eager, torch_loading  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 needs_exact_int8 = pytest.mark.skipif(not torch_eager.int8_products_are_exact(), reason="int8 products saturate on this CPU: static files run in float")
@@ -260,12 +275,187 @@ def test_files_of_other_tools_are_listed(tmp_path):
     assert found.contents.operators == {"aten.linear": 1} and found.contents.inputs[0].shape == (1, 8)
 
 
-def test_a_format_without_operators_is_refused_or_named(tmp_path):
-    three = Quantize(weights=IntFormat(3, PerAxis()))
-    with pytest.raises(Refused, match="3-bit"):
-        written(nn.Linear(64, 16), Recipe(name="three", steps=(three,)), noise(64), tmp_path)
-    _, artifact = written(nn.Linear(64, 16), Recipe(name="three", steps=(three,), allow_float=True), noise(64), tmp_path)
-    assert any("weight stayed in float: PyTorch has no operators that unpack 3-bit" in note for note in artifact.notes)
+def test_what_no_kernel_computes_is_refused_or_named(tmp_path):
+    wide = Quantize(weights=IntFormat(8, PerAxis(), "narrow"), activations=StaticActivations(16))
+    with pytest.raises(Refused, match="16-bit integer activations"):
+        written(nn.Linear(64, 16), Recipe(name="wide", steps=(wide,)), noise(64), tmp_path)
+    _, artifact = written(nn.Linear(64, 16), Recipe(name="wide", steps=(wide,), allow_float=True), noise(64), tmp_path)
+    assert any("weight stayed in float: PyTorch has no kernels for 16-bit" in note for note in artifact.notes)
+
+
+def weights(fmt, activations=None) -> Recipe:
+    return Recipe(name="weights", steps=(Quantize(weights=fmt, activations=activations),))
+
+
+class Uneven(nn.Module):
+    """An embedding that is read twice, a convolution and a linear layer whose sizes no group or block divides."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.conv, self.linear = nn.Embedding(51, 23), nn.Conv1d(23, 18, 3), nn.Linear(18, 21)
+        self.head = nn.Linear(23, 51, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        hidden = self.embed(tokens)
+        return self.linear(self.conv(hidden.mT).mT), self.head(hidden)
+
+
+AT_LOAD = {
+    **{
+        name: preset(name).format
+        for name in ("bnb.nf4", "bnb.nf4.dq", "bnb.fp4", "torchao.nf4", "mx.fp4", "mx.fp6.e2m3", "mx.fp8", "nvfp4", "log2.4", "apot.4")
+    },
+    **{f"int{bits}": IntFormat(bits, PerGroup(8, "short"), "signed") for bits in range(1, 9)},
+    "learned per tensor": CodebookFormat(Learned(5, exact_zero=True), PerTensor(), "none"),
+    "learned per channel": CodebookFormat(Learned(16, entry_dtype="float16"), PerAxis(), "none"),
+    "learned per group": CodebookFormat(Learned(4, entry_dtype="int8"), PerGroup(16, "short"), "none"),
+    "user's levels": CodebookFormat((-1.0, -0.3, 0.0, 0.2, 0.9), PerBlock(32)),
+    "levels without scales": CodebookFormat((-0.2, -0.03, 0.0, 0.02, 0.1), PerTensor(), "none"),
+    "double linear": CodebookFormat("nf3", PerGroup(8, "short"), double=DoubleQuantized("linear", 16)),
+    "integer zero": IntFormat(3, PerBlock(32), "asymmetric"),
+    "unsigned offset": IntFormat(4, PerGroup(8, "short"), "asymmetric", scale_dtype="float16", signed=False, zero_point="offset"),
+    "float zero": IntFormat(5, PerTensor(), "asymmetric", signed=False, zero_point="float"),
+    "unsigned 16 bits": IntFormat(16, PerAxis(), "asymmetric", signed=False),
+    "E4M3 scales": IntFormat(4, PerGroup(8, "short"), "signed", scale_dtype="float8_e4m3"),
+    "E8M0 scales": IntFormat(8, PerAxis(), "qmax", scale_dtype="float8_e8m0"),
+}
+
+
+@pytest.mark.parametrize("name", AT_LOAD)
+def test_other_formats_are_stored_small_and_expanded_at_load_exactly(name, tmp_path):
+    tokens = np.random.default_rng(0).integers(0, 51, (8, 9))
+    torch.manual_seed(0)
+    small, artifact = written(Uneven(), weights(AT_LOAD[name]), tokens, tmp_path)
+    stored = {t.name: t for t in artifact.tensors}
+    for weight, encoded in small.encoded.items():
+        assert stored[weight].placement == "decoded" and "expanded to float32 when the file is loaded" in stored[weight].reason
+        assert stored[weight].size_bytes == encoded.nbytes
+    session = torch_eager.load(artifact, 1)
+    held = dict(session.module.named_buffers())
+    for encoded in small.encoded.values():
+        assert sum(np.array_equal(value.numpy(), encoded.decode()) for value in held.values() if value.dtype == torch.float32) == 1
+    assert not [key for key in held if key.endswith("__codes")] and len(operators(session.module)) < 9  # nothing is left to expand at a run
+    for got, expected in zip(session.run({"tokens": tokens[:1]}), small.simulate().run({"tokens": tokens[:1]}), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * np.abs(expected).max())  # the same float32 weights
+
+
+def test_files_expand_their_weights_in_pytorch_alone(tmp_path):
+    tokens = np.random.default_rng(0).integers(0, 51, (8, 9))
+    small, artifact = written(Uneven(), weights(AT_LOAD["learned per channel"]), tokens, tmp_path)
+    with torch.no_grad():
+        got = torch.export.load(artifact.path).module()(torch.from_numpy(tokens[:1]))
+    for theirs, expected in zip(got, small.simulate().run({"tokens": tokens[:1]}), strict=True):
+        np.testing.assert_allclose(theirs.numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max())  # the same float32 weights
+
+
+def test_formats_mix_with_static_layers(tmp_path):
+    int8 = Quantize(weights=IntFormat(8, PerAxis(), "narrow"), activations=StaticActivations(), select=Selector(name="0.*"))
+    recipe = Recipe(name="mixed", steps=(int8, Quantize(weights=IntFormat(3, PerGroup(8, "short"), "signed"))))
+    model = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 20))
+    small, artifact = written(model, recipe, noise(32), tmp_path)
+    assert [t.placement for t in artifact.tensors if t.name in small.encoded] == ["native", "decoded"]
+    for runtime in (torch_eager, torch_compiled):
+        got, expected = runtime.load(artifact, 1).run({"input": noise(32)[:1]})[0], small.simulate().run({"input": noise(32)[:1]})[0]
+        assert np.square(got - expected).mean() < np.square(expected).mean() / 100  # 20 dB, of one layer with 8-bit activations
+
+
+def test_another_codebook_in_the_file_is_found(tmp_path, monkeypatch):
+    from exporters import torch_graph
+
+    def altered(name):
+        found = levels(name)
+        return type(found)(found.values * np.float32(1.001), found.order, found.thresholds)
+
+    monkeypatch.setattr(torch_graph, "levels", altered)
+    with pytest.raises(ExportError, match="codebooks differ"):
+        written(nn.Linear(64, 20), weights(preset("mx.fp4").format), noise(64), tmp_path)
+    with pytest.raises(BrokenFile, match="codebook__dynamic8 is not the table"):
+        written(nn.Linear(64, 20), weights(preset("bnb.nf4.dq").format), noise(64), tmp_path)
+
+
+BNB = {
+    "nf4": preset("bnb.nf4").format,
+    "nf4 double": preset("bnb.nf4.dq").format,
+    "fp4": preset("bnb.fp4").format,
+    "nf4 by groups": CodebookFormat("nf4", PerGroup(32)),
+    "fp4 double": CodebookFormat("fp4_bnb", PerBlock(128), double=DoubleQuantized()),
+}
+
+
+class Turned(nn.Module):
+    """Gives its linear layer activations whose memory runs the other way."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(128, 64)
+
+    def forward(self, x):
+        return self.linear(x.mT.squeeze(0)) + self.linear(x.mT).mean(0)
+
+
+@pytest.mark.parametrize("name", BNB)
+def test_bitsandbytes_multiplies_the_cores_own_codes(name, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    x = noise(128, 5)
+    small, artifact = written(Turned(), weights(BNB[name], DynamicActivations()), x, tmp_path)
+    encoded, stored = small.encoded["linear.weight"], next(t for t in artifact.tensors if t.name == "linear.weight")
+    assert stored.placement == "native" and "its activations stay in float" in stored.reason and stored.size_bytes == encoded.nbytes
+    assert artifact.contents.operators["bitsandbytes.gemm_4bit"] == 2
+    expected, magnitude = small.simulate().run({"x": x[:1]})[0], np.abs(x[0].T) @ np.abs(encoded.decode()).T
+    # bfloat16 rounds activations, levels, scales and the sum, each by 2^-9; two layers are added
+    bound = 2.0**-9 * (2 * 3 * np.maximum(magnitude, magnitude.max(0)) + 2 * np.abs(expected)) + 1e-4
+    for runtime in (torch_eager, torch_compiled):
+        assert np.all(np.abs(runtime.load(artifact, 1).run({"x": x[:1]})[0] - expected) <= bound), runtime
+    monkeypatch.setattr(torch_eager, "has_fused_4bit", lambda: False)
+    got = torch_eager.load(artifact, 1).run({"x": x[:1]})[0]  # bitsandbytes expands the weight: float32 sums of the same numbers
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_bitsandbytes_layers_compute_what_linear4bit_computes(name, tmp_path):
+    bnb = pytest.importorskip("bitsandbytes")
+    model, x = nn.Linear(128, 64), noise(3, 128)
+    theirs = bnb.nn.Linear4bit(128, 64, quant_type=name, compress_statistics=False)
+    theirs.weight = bnb.nn.Params4bit(model.weight.detach().clone(), requires_grad=False, quant_type=name, compress_statistics=False)
+    theirs.bias = model.bias
+    theirs = theirs.to("cpu").eval()
+    _, artifact = written(model, weights(BNB[name]), x, tmp_path)
+    codes = LAYOUTS["bitsandbytes"].unpack(theirs.weight.data.numpy(), 4, (64, 128))
+    table = levels(BNB[name].codebook).values  # FP4 has 0 twice, and bitsandbytes' CPU and GPU kernels differ in which one a small value gets
+    np.testing.assert_array_equal(table[next(t for t in artifact.tensors if t.name == "weight").codes], table[codes])
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(x[:1])).numpy()
+    np.testing.assert_array_equal(torch_eager.load(artifact, 1).run({"input": x[:1]})[0], expected)  # the same kernel on the same codes
+
+
+def test_without_bitsandbytes_the_missing_package_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    _, artifact = written(nn.Linear(64, 32), weights(BNB["nf4"]), noise(64), tmp_path)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingExtra, match="pip install bitsandbytes"):
+        torch_loading.import_bitsandbytes("model.pt2")
+    with pytest.raises(MissingExtra, match="model.pt2 .* pip install bitsandbytes"):
+        torch_eager.load(artifact, 1)
+    with pytest.raises(MissingExtra, match="weight: nf4 block-64 .* pip install bitsandbytes"):
+        written(nn.Linear(64, 32), weights(BNB["nf4"]), noise(64), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fmt, shape, reason",
+    [
+        (BNB["nf4"], (64, 20), "multiple of 32 outputs, not 20"),
+        (BNB["nf4"], (72, 32), "72 inputs are no multiple of 64"),
+        (CodebookFormat("nf4", PerAxis()), (64, 32), "format's scales are per-channel"),
+        (CodebookFormat("nf4", PerBlock(64), double=DoubleQuantized("linear")), (64, 32), "dynamic scales of 256"),
+        (CodebookFormat("nf4", PerBlock(64), scale_dtype="float16"), (64, 32), "format's float16"),
+    ],
+)
+def test_what_bitsandbytes_cannot_take_is_decoded_and_says_why(fmt, shape, reason, tmp_path):
+    inputs, outputs = shape
+    _, artifact = written(nn.Linear(inputs, outputs), weights(fmt), noise(inputs), tmp_path)
+    stored = next(t for t in artifact.tensors if t.name == "weight")
+    assert stored.placement == "decoded" and reason in stored.reason and "bitsandbytes.gemm_4bit" not in artifact.contents.operators
 
 
 def test_a_network_is_exported_once(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from compress.artifact import Artifact
 from compress.errors import CompressError
 from compress.network import Inputs
+from evaluators.runtimes.torch_loading import BITSANDBYTES, compute_at_load, has_fused_4bit, import_bitsandbytes, pack_4bit
 
 EXPORTER = "torch"
 SUFFIX = ".pt2"
@@ -46,15 +46,19 @@ def open_program(artifact: Artifact) -> torch.export.ExportedProgram:
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the quantized_decomposed operators
 
     refuse_pickles(artifact.path)
+    if BITSANDBYTES in artifact.contents.operators:
+        import_bitsandbytes(artifact.path.name)
     return torch.export.load(artifact.path)
 
 
 def prepare(module: torch.fx.GraphModule, artifact: Artifact) -> None:
-    """What the file leaves to the machine that runs it: how int4 is packed, and whether int8 products are exact."""
+    """What the file leaves to the machine that runs it: how 4-bit codes are packed, whether int8 products are exact, and what is expanded."""
     if "aten._int_mm" in artifact.contents.operators and not int8_products_are_exact():
         multiply_in_float(module)
-    if "aten._weight_int4pack_mm_for_cpu" in artifact.contents.operators:
-        pack_int4(module)
+    if BITSANDBYTES in artifact.contents.operators and has_fused_4bit():
+        pack_4bit(module)
+    entries = artifact.contents.metadata.get("tensors", {}).values()
+    compute_at_load(module, {target for entry in entries if entry.get("at_load") for target in entry["parts"].values()})
 
 
 def refuse_pickles(path: Path) -> None:
@@ -81,36 +85,6 @@ def multiply_in_float(module: torch.fx.GraphModule) -> None:
             node.replace_all_uses_with(module.graph.call_function(aten.mm.default, tuple(floats)))
         module.graph.erase_node(node)
     module.recompile()
-
-
-@torch.no_grad()
-def pack_int4(module: torch.fx.GraphModule) -> None:
-    """Packs int4 weights for this CPU once, instead of at every run."""
-    for node in module.graph.find_nodes(op="call_function", target=aten._weight_int4pack_mm_for_cpu.default):
-        for index in (1, 3):
-            target = f"{node.name}_packed_{index}"
-            module.register_buffer(target, evaluated(module, node.args[index]))
-            with module.graph.inserting_before(node):
-                node.update_arg(index, module.graph.get_attr(target))
-    module.graph.eliminate_dead_code()
-    module.recompile()
-
-
-def evaluated(module: torch.fx.GraphModule, node: Any) -> Any:
-    """The value of a node that depends on constants only."""
-    if isinstance(node, list | tuple):
-        return [evaluated(module, item) for item in node]
-    if not isinstance(node, torch.fx.Node):
-        return node
-    if node.op == "get_attr":
-        return attribute(module, node.target.split("."))
-    return node.target(*(evaluated(module, argument) for argument in node.args), **node.kwargs)
-
-
-def attribute(module: Any, path: Iterable[str]) -> Any:
-    for name in path:
-        module = getattr(module, name)
-    return module
 
 
 def lowered(program: torch.export.ExportedProgram, artifact: Artifact) -> torch.fx.GraphModule:
@@ -147,5 +121,6 @@ def versions() -> dict[str, str]:
         "torchao": importlib.metadata.version("torchao"),
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
         "int8 products": "oneDNN" if int8_products_are_exact() else "saturate on this CPU (no VNNI): computed in float32",
+        "bitsandbytes' 4-bit products": "in bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16") else "no AVX512-BF16: expanded to float32 at each run",
         "threads": str(torch.get_num_threads()),
     }
