@@ -1,5 +1,6 @@
 """Builds operators in a graph of a .tflite file: each method appends what it needs and returns the tensor that it makes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +27,15 @@ class Nodes:
             self.tables[key] = self.stored("", array, str(array.dtype))
         return self.tables[key]
 
+    def integers(self, numbers: Iterable[int]) -> Place:
+        return self.constant(np.array(list(numbers), np.int32))
+
     def stored(self, name: str, array: np.ndarray, dtype: str) -> Place:
-        return Place(self.graph, tflite_file.add_tensor(self.graph, name, array.shape, tflite_file.add_buffer(self.model, array), dtype))
+        return self.shared(name, array.shape, tflite_file.add_buffer(self.model, array), dtype)
+
+    def shared(self, name: str, shape: tuple[int, ...], buffer: int, dtype: str) -> Place:
+        """A tensor over a buffer of the model: 0 where an operator makes it."""
+        return Place(self.graph, tflite_file.add_tensor(self.graph, name, shape, buffer, dtype))
 
     def operator(self, name: str, inputs: list[Place], outputs: list[Place], **options: Any) -> None:
         made = schema.OperatorT()
@@ -41,7 +49,7 @@ class Nodes:
 
     def made(self, name: str, inputs: list[Place], shape: tuple[int, ...], dtype: str, **options: Any) -> Place:
         """The one output of a new operator."""
-        output = Place(self.graph, tflite_file.add_tensor(self.graph, "", shape, 0, dtype))
+        output = self.shared("", shape, 0, dtype)
         self.operator(name, inputs, [output], **options)
         return output
 
@@ -51,13 +59,16 @@ class Nodes:
         codes = {name: code for code, name in tflite_file.TYPE_NAMES.items()}
         return self.made("CAST", [x], x.shape, dtype, inDataType=codes[x.dtype], outDataType=codes[dtype])
 
+    def bitcast(self, x: Place, dtype: str) -> Place:
+        return x if x.dtype == dtype else self.made("BITCAST", [x], x.shape, dtype)
+
     def reshape(self, x: Place, shape: tuple[int, ...]) -> Place:
-        return x if x.shape == shape else self.made("RESHAPE", [x, self.constant(np.array(shape, np.int32))], shape, x.dtype, newShape=list(shape))
+        return x if x.shape == shape else self.made("RESHAPE", [x, self.integers(shape)], shape, x.dtype, newShape=list(shape))
 
     def transpose(self, x: Place, order: tuple[int, ...]) -> Place:
         if order == tuple(range(len(order))):
             return x
-        return self.made("TRANSPOSE", [x, self.constant(np.array(order, np.int32))], tuple(x.shape[axis] for axis in order), x.dtype)
+        return self.made("TRANSPOSE", [x, self.integers(order)], tuple(x.shape[axis] for axis in order), x.dtype)
 
     def gather(self, table: Place, indices: Place, axis: int = 0) -> Place:
         shape = (*table.shape[:axis], *indices.shape, *table.shape[axis + 1 :])
@@ -85,5 +96,12 @@ class Nodes:
         if x.shape[-1] == length:
             return x
         shape = (*x.shape[:-1], length)
-        starts, sizes = (self.constant(np.array(n, np.int32)) for n in ([0] * len(shape), shape))
-        return self.made("SLICE", [x, starts, sizes], shape, x.dtype)
+        return self.made("SLICE", [x, self.integers([0] * len(shape)), self.integers(shape)], shape, x.dtype)
+
+    def variable(self, name: str) -> Place:
+        """A handle; the variable belongs to the interpreter, so that all its graphs share it."""
+        return self.made("VAR_HANDLE", [], (), "resource", container="", sharedName=name)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Place:
+        """A float32 variable's value."""
+        return self.made("READ_VARIABLE", [self.variable(name)], shape, "float32")

@@ -2,6 +2,7 @@
 
 LiteRT folds few operators of constants (no CAST, no ADD), so that a decoder in front of a layer would run every time, at forty times the layer's own cost.
 CALL_ONCE runs a subgraph once for each interpreter; what is left at every run is READ_VARIABLE's copy of the float weight.
+A table that is only looked up stays packed: its rows are decoded as they are needed.
 """
 
 from collections.abc import Mapping
@@ -12,29 +13,35 @@ from ai_edge_litert import schema_py_generated as schema
 
 from compress.numerics import Encoded
 from compress.numerics.storing import FORMAT, to_arrays
-from exporters import tflite_file
+from exporters import litert_lookups, tflite_file
 from exporters.litert_given import Given
 from exporters.litert_nodes import Nodes
-from exporters.litert_unpacking import typed, unpack
+from exporters.litert_unpacking import Packed, factors, typed, unpack
 from exporters.tflite_file import Place
 
 SUBGRAPH = "compresskit_unpack"
-RESOURCE = "resource"
 
 
 def pack(data: bytes, given: Mapping[str, Given], names: Mapping[str, str]) -> bytes:
     """The file with the given constants, by the file's names, replaced by packed ones. `names` are the plan's, by the file's; a tied weight is packed once."""
     model = tflite_file.parse(data, "the quantized model")
     readers = [place for place in tflite_file.constants(model) if place.name in given]
-    nodes, decoded = Nodes(model, subgraph(model)), {}
-    for name in dict.fromkeys(place.name for place in readers):
-        found, owner = given[name], names[name]
-        if owner not in decoded:
-            decoded[owner] = canonical(nodes, owner, found.encoded)
-        assign(nodes, name, in_file(nodes, decoded[owner], found))
+    nodes = Nodes(model, subgraph(model))
+    packed = {owner: stored(nodes, owner, given[name].encoded) for name, owner in {place.name: names[place.name] for place in readers}.items()}
+    looked_up, decoded = set(), {}
+    for graph in model.subgraphs[:-1]:
+        here = [place for place in readers if place.graph is graph]
+        looked_up |= litert_lookups.rewrite(model, graph, {place.index: packed[names[place.name]] for place in here})
+        read_variables(model, graph, here)
+    for name in dict.fromkeys(place.name for place in readers if is_read(place)):
+        found = packed[names[name]]
+        if found.owner not in decoded:
+            decoded[found.owner] = unpack(nodes, found.codes, found.factors, found.encoded.format, found.encoded.shape)
+        assign(nodes, name, in_file(nodes, decoded[found.owner], given[name]))
+    for owner in sorted(looked_up):
+        for noun, place in packed[owner].factors.items():
+            assign(nodes, f"{owner}/{noun}", place)
     nodes.graph.operators = nodes.operators
-    for graph in list(model.subgraphs):
-        read_variables(model, graph, [place for place in readers if place.graph is graph])
     call_once(model)
     tflite_file.empty_unused(model)
     return tflite_file.serialized(model)
@@ -47,9 +54,9 @@ def subgraph(model: Any) -> Any:
     return graph
 
 
-def canonical(nodes: Nodes, owner: str, encoded: Encoded) -> Place:
-    arrays = typed(to_arrays(encoded), encoded.format)
-    return unpack(nodes, {noun: nodes.stored(f"{owner}/{noun}", *array) for noun, array in arrays.items()}, encoded.format, encoded.shape)
+def stored(nodes: Nodes, owner: str, encoded: Encoded) -> Packed:
+    arrays = {noun: nodes.stored(f"{owner}/{noun}", *array) for noun, array in typed(to_arrays(encoded), encoded.format).items()}
+    return Packed(owner, encoded, arrays["codes"], factors(nodes, arrays, encoded.format))
 
 
 def in_file(nodes: Nodes, decoded: Place, given: Given) -> Place:
@@ -57,20 +64,21 @@ def in_file(nodes: Nodes, decoded: Place, given: Given) -> Place:
     return nodes.reshape(nodes.transpose(decoded, given.layout.order), given.layout.shape)
 
 
-def handle(nodes: Nodes, name: str) -> Place:
-    return nodes.made("VAR_HANDLE", [], (), RESOURCE, container="", sharedName=name)
-
-
 def assign(nodes: Nodes, name: str, value: Place) -> None:
-    nodes.operator("ASSIGN_VARIABLE", [handle(nodes, name), value], [])
+    nodes.operator("ASSIGN_VARIABLE", [nodes.variable(name), value], [])
+
+
+def is_read(place: Place) -> bool:
+    return bool(tflite_file.consumers(place)) or place.index in place.graph.outputs
 
 
 def read_variables(model: Any, graph: Any, places: list[Place]) -> None:
     nodes = Nodes(model, graph)
     for place in places:
         place.tensor.buffer = 0  # no longer a constant
-        nodes.operator("READ_VARIABLE", [handle(nodes, place.name)], [place])
-    graph.operators = [*nodes.operators, *graph.operators]
+        if is_read(place):
+            nodes.operator("READ_VARIABLE", [nodes.variable(place.name)], [place])
+    graph.operators = [*nodes.operators, *(graph.operators or ())]
 
 
 def call_once(model: Any) -> None:
@@ -88,5 +96,5 @@ def about(encoded: Encoded) -> dict[str, Any]:
 def stored_arrays(model: Any, name: str, nouns: list[str]) -> dict[str, np.ndarray]:
     """A packed weight's arrays by noun, as `storing.from_arrays` takes them. KeyError where one is missing."""
     graph = next((graph for graph in model.subgraphs if tflite_file.text(graph.name) == SUBGRAPH), None)
-    found = {} if graph is None else {graph_place.name: graph_place for i in range(len(graph.tensors)) if (graph_place := Place(graph, i)).name}
-    return {noun: tflite_file.values(model, found[f"{name}/{noun}"]) for noun in nouns}
+    places = {} if graph is None else {place.name: place for i in range(len(graph.tensors)) if (place := Place(graph, i)).name}
+    return {noun: tflite_file.values(model, places[f"{name}/{noun}"]) for noun in nouns}

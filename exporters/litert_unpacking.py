@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 
 from compress.formats import CodebookFormat, FloatFormat, Format, Granularity, IntFormat, PerAxis, PerBlock, PerGroup
-from compress.numerics import reach
+from compress.numerics import Encoded
 from compress.numerics.codebooks import levels
 from compress.numerics.encoded import code_type
 from compress.numerics.storing import from_storage
@@ -18,6 +18,16 @@ from exporters.litert_nodes import Nodes
 from exporters.tflite_file import Place
 
 BYTE = np.arange(256, dtype=np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A weight in a graph: packed codes, and the float32 factors that decode them."""
+
+    owner: str  # the plan's name
+    encoded: Encoded
+    codes: Place
+    factors: Mapping[str, Place]
 
 
 def typed(arrays: Mapping[str, np.ndarray], fmt: Format) -> dict[str, tuple[np.ndarray, str]]:
@@ -31,45 +41,51 @@ def typed(arrays: Mapping[str, np.ndarray], fmt: Format) -> dict[str, tuple[np.n
     return found
 
 
-def unpack(nodes: Nodes, arrays: Mapping[str, Place], fmt: Format, shape: tuple[int, ...]) -> Place:
-    """float32 in the canonical `shape`."""
+def factors(nodes: Nodes, arrays: Mapping[str, Place], fmt: Format) -> dict[str, Place]:
+    """float32 scales, zero points and codebooks, each as long as there are scales: all that turns codes into values."""
+    found = {}
+    if "scales" in arrays or "scale_codes" in arrays:
+        found["scales"] = scales(nodes, arrays, fmt)
+    if "zero_points" in arrays:
+        stored, integer = arrays["zero_points"], fmt.zero_point == "integer"
+        found["zero_points"] = integers(nodes, stored, fmt, prod(found["scales"].shape)) if integer else small_floats(nodes, stored, fmt.scale_dtype)
+    if "codebook" in arrays:
+        books = nodes.cast(arrays["codebook"], "float32")
+        found["codebook"] = nodes.binary("MUL", books, arrays["codebook_scales"]) if "codebook_scales" in arrays else books
+    return found
+
+
+def unpack(nodes: Nodes, codes: Place, given: Mapping[str, Place], fmt: Format, shape: tuple[int, ...]) -> Place:
+    """float32 in `shape` from packed codes and their factors."""
     if isinstance(fmt, FloatFormat):
-        return nodes.reshape(nodes.cast(arrays["codes"], "float32"), shape)
+        return nodes.reshape(nodes.cast(codes, "float32"), shape)
     rows = Reach.of(shape, fmt.granularity)
     if isinstance(fmt, IntFormat):
-        return unpack_integers(nodes, arrays, fmt, shape, rows)
-    codes = indices(nodes, arrays["codes"], fmt.bits, prod(shape))
-    if fmt.learned:
-        return rows.whole(nodes, learned(nodes, arrays, rows.grouped(nodes, codes), rows), shape)
-    table = arrays["codebook"] if "codebook" in arrays else nodes.constant(levels(fmt.codebook).values)
-    values = nodes.gather(table, codes)
-    if fmt.scaling == "none":
+        values = integers(nodes, codes, fmt, prod(shape))
+    elif fmt.learned:
+        return rows.whole(nodes, entries(nodes, rows.grouped(nodes, indices(nodes, codes, fmt.bits, prod(shape))), given["codebook"], fmt, rows), shape)
+    else:
+        table = given["codebook"] if "codebook" in given else nodes.constant(levels(fmt.codebook).values)
+        values = nodes.gather(table, indices(nodes, codes, fmt.bits, prod(shape)))
+    if "scales" not in given:
         return nodes.reshape(values, shape)
-    scale = nodes.reshape(scales(nodes, arrays, fmt), rows.scales)
-    return rows.whole(nodes, nodes.binary("MUL", rows.grouped(nodes, values), scale), shape)
+    return rows.whole(nodes, scaled(nodes, rows.grouped(nodes, values), given, fmt, rows), shape)
 
 
-def unpack_integers(nodes: Nodes, arrays: Mapping[str, Place], fmt: IntFormat, shape: tuple[int, ...], rows: "Reach") -> Place:
-    values = rows.grouped(nodes, integers(nodes, arrays["codes"], fmt, prod(shape)))
-    scale = nodes.reshape(scales(nodes, arrays, fmt), rows.scales)
-    if fmt.symmetric:
-        return rows.whole(nodes, nodes.binary("MUL", values, scale), shape)
-    stored = arrays["zero_points"]
-    zero = integers(nodes, stored, fmt, prod(rows.scales)) if fmt.zero_point == "integer" else small_floats(nodes, stored, fmt.scale_dtype)
-    zero = nodes.reshape(zero, rows.scales)
+def scaled(nodes: Nodes, values: Place, given: Mapping[str, Place], fmt: IntFormat | CodebookFormat, rows: "Reach") -> Place:
+    scale = nodes.reshape(given["scales"], rows.scales)
+    if "zero_points" not in given:
+        return nodes.binary("MUL", values, scale)
+    zero = nodes.reshape(given["zero_points"], rows.scales)
     if fmt.zero_point == "offset":
-        return rows.whole(nodes, nodes.binary("ADD", nodes.binary("MUL", values, scale), zero), shape)
-    return rows.whole(nodes, nodes.binary("MUL", nodes.binary("SUB", values, zero), scale), shape)
+        return nodes.binary("ADD", nodes.binary("MUL", values, scale), zero)
+    return nodes.binary("MUL", nodes.binary("SUB", values, zero), scale)
 
 
-def learned(nodes: Nodes, arrays: Mapping[str, Place], codes: Place, rows: "Reach") -> Place:
-    """Entries of the codebooks [..., entries] that belong to the codes [rows, groups, size]."""
-    books = nodes.cast(arrays["codebook"], "float32")
-    if "codebook_scales" in arrays:
-        books = nodes.binary("MUL", books, arrays["codebook_scales"])
-    entries = books.shape[-1]
+def entries(nodes: Nodes, codes: Place, books: Place, fmt: CodebookFormat, rows: "Reach") -> Place:
+    """Entries of the codebooks that belong to codes [rows, groups, size]."""
     if prod(rows.scales) > 1:
-        codes = nodes.binary("ADD", codes, nodes.reshape(nodes.range(prod(rows.scales), entries), rows.scales))
+        codes = nodes.binary("ADD", codes, nodes.reshape(nodes.range(prod(rows.scales), fmt.entries), rows.scales))
     return nodes.gather(nodes.reshape(books, (prod(books.shape),)), codes)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from compress.artifact import Contents
 from compress.errors import ExportError, Refused
-from compress.formats import DynamicActivations, FloatFormat, IntFormat, PerGroup, PerTensor, StaticActivations
+from compress.formats import DynamicActivations, FloatFormat, Format, IntFormat, PerBlock, PerGroup, PerTensor, StaticActivations
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from compress.samples import samples
@@ -19,6 +19,7 @@ OWN_NUMBERS = False
 
 EXPANDED = "DEQUANTIZE expands it to float32 when the model loads"
 UNPACKED = "operators of the graph decode it to float32 at the first run, for LiteRT's built-in float kernels instead of XNNPACK's"
+UNPACKED_ROWS = "operators of the graph decode its rows to float32 as they are looked up, at every run"
 BLOCKS = (32, 64, 128, 256)
 FOLDED = "the converter folded constants around these layers into their biases, with the float weights: "
 LOOKED_UP = "rows are expanded to float32 as they are looked up"
@@ -33,7 +34,16 @@ def place(decision: Decision, framework: str) -> Placed:
         return place_in_own_types(decision, framework)
     if decision.activations is not None:
         raise Refused(lacking)
-    return Placed("decoded", f"{UNPACKED}; {lacking}")
+    rows = decision.kind == "embedding" and rows_are_whole(decision.format, decision.shape)
+    return Placed("decoded", f"{UNPACKED_ROWS if rows else UNPACKED}; {lacking}")
+
+
+def rows_are_whole(fmt: Format, shape: tuple[int, ...]) -> bool:
+    """Whether each row of a table lies in bytes and scales of its own, so that lookups can decode just the rows that they need."""
+    if len(shape) != 2 or shape[1] * fmt.bits % 8:
+        return False
+    granularity = None if isinstance(fmt, FloatFormat) else fmt.granularity
+    return not isinstance(granularity, PerBlock) or shape[1] % granularity.size == 0
 
 
 def lacks(decision: Decision, framework: str) -> str | None:
