@@ -13,7 +13,7 @@ install: $(INSTALLED) ## create .venv with every framework and the example data 
 $(INSTALLED): pyproject.toml constraints.txt examples/requirements.txt
 	@echo "Installing into .venv; the frameworks are large, expect some minutes the first time."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[all,examples,dev]'
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[all,examples,peers,dev]'
 	$(BIN)/python -m pip install --progress-bar on --no-deps -r examples/requirements.txt
 	@touch $@
 

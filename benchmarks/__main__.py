@@ -9,6 +9,8 @@ BENCHMARKS = {
     "efficientnet": "benchmarks.efficientnet_static_int8",
     "minilm": "benchmarks.minilm_to_litert",
     "study": "benchmarks.study_overhead",
+    "codebook": "benchmarks.codebook",
+    "encoding": "benchmarks.encoding",
 }
 
 

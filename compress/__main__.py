@@ -147,7 +147,7 @@ def print_rows(title: str, columns: list[str], rows: list[tuple[str, ...]]) -> N
 
     table = Table(title=escape(title), title_justify="left")
     for column in columns:
-        table.add_column(column, justify="right" if column == "bytes" else "left", overflow="fold")
+        table.add_column(column, justify="right" if column.startswith(("bytes", "bits")) else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
@@ -200,6 +200,46 @@ def recipes(name: Annotated[str | None, typer.Argument(help="A recipe to print a
         sys.stdout.write(Recipe.load(name).to_yaml())
         return
     print_rows("Built-in recipes", ["name", "id", "what it does"], [(n, (r := Recipe.load(n)).id, r.about) for n in built_in()])
+
+
+@app.command()
+def formats(name: Annotated[str | None, typer.Argument(help="A format to print as YAML, for a recipe's `weights`.")] = None) -> None:
+    """List the number formats that have a name: bits, rule and who uses them.
+
+    Example: `compresskit formats bnb.nf4.dq`
+    """
+    from compress.presets import PRESETS, as_yaml, bits_per_weight
+
+    if name:
+        sys.stdout.write(as_yaml(name))
+        return
+    columns = ["name", "format", "bits per weight", "used by"]
+    print_rows("Number formats", columns, [(n, str(p.format), f"{bits_per_weight(p.format):.3f}", p.users) for n, p in PRESETS.items()])
+
+
+@app.command()
+def conformance(
+    libraries: Annotated[list[str] | None, typer.Argument(help="Some of the libraries; default: all.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the whole matrix as Markdown.")] = None,
+) -> None:
+    """Send golden vectors through this project and through each live library that owns a preset, and show how far the codes are apart.
+
+    Example: `compresskit conformance bitsandbytes gguf`
+    """
+    from compress.conformance import conformance as ask_all
+    from compress.conformance.page import markdown, summary
+
+    answers = []
+    with console.status("asking the libraries") as status:
+        for answer in ask_all(libraries or ()):
+            answers.append(answer)
+            rows = [(row.preset, row.how, row.tally, summary(row)) for row in answer.rows]
+            title = f"{answer.peer} {answer.version}"
+            print_rows(title, ["preset", "its function", "vectors", "where"], rows or [("", "", "NOT INSTALLED", answer.missing)])
+            status.update(f"asking the libraries; {answer.peer} has answered")
+    if output:
+        output.write_text(markdown(answers), encoding="utf-8")
+        console.print(f"Matrix: {escape(str(output))}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -83,7 +83,7 @@ class Recipe(BaseModel):
 
 def built_in() -> tuple[str, ...]:
     """Names of the built-in recipes, from least to most compressed."""
-    order = ["float32", "float16", "int8-weight-only", "int8-dynamic", "int8-static", "int16x8", "int4-group32"]
+    order = ["float32", "float16", "int8-weight-only", "int8-dynamic", "int8-static", "int16x8", "int4-group32", "int4-signed-group32", "nf4", "nf4-double"]
     found = {entry.name.removesuffix(".yaml") for entry in BUILT_IN.iterdir() if entry.name.endswith(".yaml")}
     return tuple([name for name in order if name in found] + sorted(found - set(order)))
 

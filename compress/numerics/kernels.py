@@ -4,6 +4,8 @@ What is small, one number per scale, is left to the oracle's own functions. Loop
 compared as integers, because it does not vectorize float maxima, and up to 16 levels are found by 15 comparisons without a branch.
 """
 
+from functools import cache
+
 import numpy as np
 from numba import njit, prange
 
@@ -18,6 +20,7 @@ PARALLEL = {"parallel": True, "nogil": True, "cache": True, "error_model": "nump
 PIECE = 1 << 14  # values that one thread takes of a long row at a time
 MAGNITUDE = I32(0x7FFFFFFF)
 INFINITE = 0x7F800000  # bit patterns from here on are no numbers
+WIDTHS = (16, 32, 64, 128)
 ROUNDING = {"half_even": 0, "half_away": 1, "half_up": 2}
 
 
@@ -51,23 +54,30 @@ def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
 
 def codes_and_scales(rows: np.ndarray, table: Levels, fmt: CodebookFormat) -> tuple[np.ndarray, np.ndarray]:
     codes, scale = np.empty(rows.shape, U8), np.empty(len(rows), F32)
-    reciprocal, largest = fmt.division == "reciprocal", F32(table.largest)
-    if rows.shape[1] <= PIECE and len(table.thresholds) < 16:
-        fused_levels(rows, rows.view(I32), padded(table), table.order.astype(U8), largest, reciprocal, scale, codes)
-        return codes, scale
-    bottom, top = ends(rows)
-    amax = np.maximum(-bottom, top) / largest
-    scale[:] = np.where(amax < TINY, F32(1), amax)
-    if len(table.thresholds) < 16:
-        few_levels(rows, chunks(rows), padded(table), table.order.astype(U8), scale, reciprocal, codes)
+    reciprocal, largest, few = fmt.division == "reciprocal", F32(table.largest), len(table.thresholds) < 16
+    if few and rows.shape[1] <= PIECE:
+        fused_kernel(width(rows), reciprocal)(rows, rows.view(I32), padded(table), largest, scale, codes)
     else:
-        many_levels(rows, chunks(rows), table.thresholds, table.order.astype(U8), scale, reciprocal, codes)
+        bottom, top = ends(rows)
+        amax = np.maximum(-bottom, top) / largest
+        scale[:] = np.where(amax < TINY, F32(1), amax)
+        if few:
+            few_levels(rows, chunks(rows), padded(table), scale, reciprocal, codes)
+        else:
+            many_levels(rows, chunks(rows), table.thresholds, table.order.astype(U8), scale, reciprocal, codes)
+    if few and np.any(np.diff(table.order) != 1):
+        renumber(codes.reshape(-1), np.pad(table.order.astype(U8), (0, 16 - len(table.order))))
     return codes, scale
 
 
 def padded(table: Levels) -> tuple:
     """15 thresholds; those that are not there are never passed."""
     return tuple(np.concatenate([table.thresholds, np.full(15 - len(table.thresholds), np.inf, F32)]))
+
+
+def width(rows: np.ndarray) -> int:
+    """The length of rows that has a kernel of its own, where loops have a fixed count; 0 for any other."""
+    return rows.shape[1] if rows.shape[1] in WIDTHS else 0
 
 
 def chunks(rows: np.ndarray) -> int:
@@ -79,7 +89,7 @@ def ends(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Smallest and largest value float32 [n] of float32 [n, m]; infinite or NaN where one of the values is."""
     per = chunks(rows)
     low, high = np.empty((len(rows), per), I32), np.empty((len(rows), per), I32)
-    integer_ends(rows.view(I32), per, low.reshape(-1), high.reshape(-1))
+    ends_kernel(width(rows))(rows.view(I32), per, low.reshape(-1), high.reshape(-1))
     return from_ordered(low.min(1)), from_ordered(high.max(1))
 
 
@@ -88,18 +98,23 @@ def from_ordered(keys: np.ndarray) -> np.ndarray:
     return (keys ^ ((keys >> 31) & MAGNITUDE)).view(F32)
 
 
-@njit(**PARALLEL)
-def integer_ends(bits, per, low, high):
-    m = bits.shape[1]
-    for c in prange(low.size):
-        i, start = c // per, (c % per) * PIECE
-        a, b = I32(MAGNITUDE), I32(-MAGNITUDE)
-        for j in range(start, min(m, start + PIECE)):
-            x = bits[i, j]
-            key = I32(x ^ I32(I32(x >> I32(31)) & MAGNITUDE))
-            a = key if key < a else a
-            b = key if key > b else b
-        low[c], high[c] = a, b
+@cache
+def ends_kernel(width: int):
+    @njit(**PARALLEL)
+    def kernel(bits, per, low, high):
+        for c in prange(low.size):
+            i, start, stop = c // per, (c % per) * PIECE, min(bits.shape[1], (c % per) * PIECE + PIECE)
+            if width:
+                start, stop = 0, width
+            a, b = I32(MAGNITUDE), I32(-MAGNITUDE)
+            for j in range(start, stop):
+                x = bits[i, j]
+                key = I32(x ^ I32(I32(x >> I32(31)) & MAGNITUDE))
+                a = key if key < a else a
+                b = key if key > b else b
+            low[c], high[c] = a, b
+
+    return kernel
 
 
 @njit(cache=True)
@@ -107,42 +122,35 @@ def as_float(bits):
     return np.int32(bits).view(np.float32)
 
 
-@njit(**PARALLEL)
-def fused_levels(rows, bits, thresholds, order, largest, reciprocal, scale, codes):
-    t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14 = thresholds
-    plain = True
-    for k in range(order.size):
-        plain = plain and order[k] == k
-    for i in prange(rows.shape[0]):
-        amax = I32(0)
-        for j in range(rows.shape[1]):
-            size = I32(bits[i, j] & MAGNITUDE)
-            amax = size if size > amax else amax
-        s = as_float(amax) / largest
-        s = s if s >= TINY or np.isnan(s) else F32(1)
-        scale[i] = s
-        inverse = F32(1) / s
-        if reciprocal:
-            for j in range(rows.shape[1]):
-                v = rows[i, j] * inverse
+@cache
+def fused_kernel(width: int, reciprocal: bool):
+    @njit(**PARALLEL)
+    def kernel(rows, bits, thresholds, largest, scale, codes):
+        t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14 = thresholds
+        for i in prange(rows.shape[0]):
+            m = rows.shape[1]
+            if width:
+                m = width
+            amax = I32(0)
+            for j in range(m):
+                size = I32(bits[i, j] & MAGNITUDE)
+                amax = size if size > amax else amax
+            s = as_float(amax) / largest
+            s = F32(1) if s < TINY else s
+            scale[i] = s
+            inverse = F32(1) / s
+            for j in range(m):
+                v = rows[i, j] * inverse if reciprocal else rows[i, j] / s
                 codes[i, j] = U8(
                     (v > t0) + (v > t1) + (v > t2) + (v > t3) + (v > t4) + (v > t5) + (v > t6) + (v > t7)
                     + (v > t8) + (v > t9) + (v > t10) + (v > t11) + (v > t12) + (v > t13) + (v > t14)
                 )  # fmt: skip
-        else:
-            for j in range(rows.shape[1]):
-                v = rows[i, j] / s
-                codes[i, j] = U8(
-                    (v > t0) + (v > t1) + (v > t2) + (v > t3) + (v > t4) + (v > t5) + (v > t6) + (v > t7)
-                    + (v > t8) + (v > t9) + (v > t10) + (v > t11) + (v > t12) + (v > t13) + (v > t14)
-                )  # fmt: skip
-        if not plain:
-            for j in range(rows.shape[1]):
-                codes[i, j] = order[codes[i, j]]
+
+    return kernel
 
 
 @njit(**PARALLEL)
-def few_levels(rows, per, thresholds, order, scale, reciprocal, codes):
+def few_levels(rows, per, thresholds, scale, reciprocal, codes):
     t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14 = thresholds
     m = rows.shape[1]
     for c in prange(rows.shape[0] * per):
@@ -155,8 +163,6 @@ def few_levels(rows, per, thresholds, order, scale, reciprocal, codes):
                 (v > t0) + (v > t1) + (v > t2) + (v > t3) + (v > t4) + (v > t5) + (v > t6) + (v > t7)
                 + (v > t8) + (v > t9) + (v > t10) + (v > t11) + (v > t12) + (v > t13) + (v > t14)
             )  # fmt: skip
-        for j in range(start, min(m, start + PIECE)):
-            codes[i, j] = order[codes[i, j]]
 
 
 @njit(**PARALLEL)
@@ -182,31 +188,37 @@ def quantize(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: 
     shift, add = np.zeros(len(rows), F32), np.zeros(len(rows), F32)
     if zero is not None:
         (shift if fmt.zero_point == "offset" else add)[:] = zero
-    uniform_codes(rows, chunks(rows), scale, shift, add, zero is not None, F32(low), F32(high), ROUNDING[fmt.rounding], fmt.division == "reciprocal", codes)
+    kernel = uniform_kernel(width(rows), ROUNDING[fmt.rounding], fmt.division == "reciprocal", zero is not None)
+    kernel(rows, chunks(rows), scale, shift, add, F32(low), F32(high), codes)
     return codes
 
 
-@njit(**PARALLEL)
-def uniform_codes(rows, per, scale, shift, add, zeros, low, high, rounding, reciprocal, codes):
-    m = rows.shape[1]
-    for c in prange(rows.shape[0] * per):
-        i, start = c // per, (c % per) * PIECE
-        s, before, after = scale[i], shift[i], add[i]
-        inverse = F32(1) / s
-        for j in range(start, min(m, start + PIECE)):
-            x = rows[i, j] - before if zeros else rows[i, j]
-            v = x * inverse if reciprocal else x / s
-            v = v + after if zeros else v
-            if rounding == 0:
-                v = np.rint(v)
-            elif rounding == 2:
-                v = np.floor(v + F32(0.5))
-            else:
-                whole = np.trunc(v)
-                v = whole + (np.copysign(F32(1), v) if abs(v - whole) >= F32(0.5) else F32(0))
-            v = v if v > low else low
-            v = v if v < high else high
-            codes[i, j] = I32(v)
+@cache
+def uniform_kernel(width: int, rounding: int, reciprocal: bool, zeros: bool):
+    @njit(**PARALLEL)
+    def kernel(rows, per, scale, shift, add, low, high, codes):
+        for c in prange(rows.shape[0] * per):
+            i, start, stop = c // per, (c % per) * PIECE, min(rows.shape[1], (c % per) * PIECE + PIECE)
+            if width:
+                start, stop = 0, width
+            s, before, after = scale[i], shift[i], add[i]
+            inverse = F32(1) / s
+            for j in range(start, stop):
+                x = rows[i, j] - before if zeros else rows[i, j]
+                v = x * inverse if reciprocal else x / s
+                v = v + after if zeros else v
+                if rounding == 0:
+                    v = np.rint(v)
+                elif rounding == 2:
+                    v = np.floor(v + F32(0.5))
+                else:
+                    whole = np.trunc(v)
+                    v = whole + (np.copysign(F32(1), v) if abs(v - whole) >= F32(0.5) else F32(0))
+                v = v if v > low else low
+                v = v if v < high else high
+                codes[i, j] = I32(v)
+
+    return kernel
 
 
 def decode(encoded: Encoded) -> np.ndarray | None:
@@ -221,10 +233,29 @@ def decode(encoded: Encoded) -> np.ndarray | None:
     kind = 0 if isinstance(fmt, CodebookFormat) else 1 if encoded.zero_points is None else 2 if fmt.zero_point != "offset" else 3
     found = []
     for rows, scale, zero in zip(pieces, scales, zeros, strict=True):
-        out = np.empty(rows.shape, F32)
-        decoded_values(rows, chunks(rows), np.ascontiguousarray(scale), np.ascontiguousarray(zero), table, kind, out)
+        out, scale = np.empty(rows.shape, F32), np.ascontiguousarray(scale)
+        if kind == 0 and len(table) <= 16:
+            few_values(rows, chunks(rows), scale, tuple(np.pad(table, (0, 16 - len(table)))), out)
+        else:
+            decoded_values(rows, chunks(rows), scale, np.ascontiguousarray(zero), table, kind, out)
         found.append(out)
     return reach.join(found, encoded.codes.shape)
+
+
+@njit(**PARALLEL)
+def few_values(codes, per, scale, table, out):
+    """Levels by a tree of selections on the codes' bits, which needs no gather."""
+    t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15 = table
+    m = codes.shape[1]
+    for c in prange(codes.shape[0] * per):
+        i, start = c // per, (c % per) * PIECE
+        s = scale[i]
+        for j in range(start, min(m, start + PIECE)):
+            code = I32(codes[i, j])
+            odd, two, four, eight = (code & 1) != 0, (code & 2) != 0, (code & 4) != 0, (code & 8) != 0
+            a, b = (t3 if odd else t2) if two else (t1 if odd else t0), (t7 if odd else t6) if two else (t5 if odd else t4)
+            e, d = (t11 if odd else t10) if two else (t9 if odd else t8), (t15 if odd else t14) if two else (t13 if odd else t12)
+            out[i, j] = ((d if four else e) if eight else (b if four else a)) * s
 
 
 @njit(**PARALLEL)
@@ -245,6 +276,13 @@ def decoded_values(codes, per, scale, zero, table, kind, out):
         else:
             for j in range(start, min(m, start + PIECE)):
                 out[i, j] = F32(codes[i, j]) * s + z
+
+
+@njit(**PARALLEL)
+def renumber(codes, order):
+    for c in prange(-(-codes.size // PIECE)):
+        for j in range(c * PIECE, min(codes.size, c * PIECE + PIECE)):
+            codes[j] = order[codes[j]]
 
 
 def nearest(x: np.ndarray, table: Levels) -> np.ndarray:
