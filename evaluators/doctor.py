@@ -11,6 +11,7 @@ BRINGS = {
     "tensorflow": "Keras models; LiteRT files and their runtime",
     "torch": "PyTorch models, .pt2 files, torch runtimes; LiteRT files from PyTorch",
     "onnx": "ONNX files and ONNX Runtime",
+    "checkpoints": "what loads the checkpoints that are written: bitsandbytes and compressed-tensors in transformers; GGUF files",
     "examples": "the sentiment example",
 }
 
