@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 CORE := .venv-core/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install compare compare-full digits test test-core lint bench clean
+.PHONY: help install compare compare-full compare-formats digits test test-core lint bench clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -17,11 +17,14 @@ $(INSTALLED): pyproject.toml constraints.txt examples/requirements.txt
 	$(BIN)/python -m pip install --progress-bar on --no-deps -r examples/requirements.txt
 	@touch $@
 
-compare: $(INSTALLED) ## compare a real sentiment model, compressed seven ways, on three runtimes; writes report/
+compare: $(INSTALLED) ## compare a real sentiment model, compressed nine ways, on three runtimes; writes report/
 	$(BIN)/compresskit compare examples/sentiment/study.yaml --out report
 
 compare-full: $(INSTALLED) ## the same with 5,000 test reviews; writes report-full/
 	$(BIN)/compresskit compare examples/sentiment/study-full.yaml --out report-full
+
+compare-formats: $(INSTALLED) ## the same with every built-in recipe, 18 of them; writes report-formats/
+	$(BIN)/compresskit compare examples/sentiment/study-formats.yaml --out report-formats
 
 digits: $(INSTALLED) ## the same for a small Keras model; writes digits/
 	$(BIN)/compresskit compare examples/digits/study.yaml --out digits
@@ -45,4 +48,4 @@ bench: $(INSTALLED) ## this project against its peers (benchmarks/)
 	$(BIN)/python -m benchmarks
 
 clean: ## remove environments and reports
-	rm -rf .venv .venv-core report report-full digits
+	rm -rf .venv .venv-core report report-full report-formats digits

@@ -7,6 +7,7 @@ from compress.errors import RecipeError
 from compress.formats import IntFormat, PerGroup, StaticActivations
 from compress.network import Weight
 from compress.plan import plan
+from compress.presets import PRESETS
 from compress.recipe import Recipe, built_in
 
 WEIGHTS = {
@@ -36,9 +37,17 @@ def test_built_in_recipes_survive_yaml_and_keep_their_id(name):
     assert again == loaded and again.id == loaded.id
 
 
-def test_all_seven_recipes_are_there_and_differ():
-    assert built_in() == ("float32", "float16", "int8-weight-only", "int8-dynamic", "int8-static", "int16x8", "int4-group32")
-    assert len({Recipe.load(name).id for name in built_in()}) == 7
+def test_the_built_in_recipes_are_there_and_differ():
+    first = ("float32", "float16", "int8-weight-only", "int8-dynamic", "int8-static", "int16x8", "int4-group32", "int4-signed-group32", "nf4", "nf4-double")
+    assert built_in()[: len(first)] == first
+    assert {"fp4", "mxfp4", "nvfp4", "kmeans16", "kmeans16-channel", "log4", "int3", "int2"} == set(built_in()[len(first) :])
+    assert len({Recipe.load(name).id for name in built_in()}) == len(built_in())
+
+
+def test_a_preset_by_name_is_its_format():
+    assert recipe("weights: bnb.nf4.dq").steps[0].weights == PRESETS["bnb.nf4.dq"].format
+    with pytest.raises(RecipeError, match=r"steps\.0\.weights.*bnb\.nf4"):
+        recipe("weights: bnb.nf44")
 
 
 def test_id_follows_the_content_not_the_name():
