@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-LARGE = 1 << 16  # values from which compiled loops pay
+LARGE = 1 << 20  # values from which compiled loops pay: loading them takes half a second, compiling them the first time some seconds
 oracle = ContextVar("oracle", default=False)
 
 
