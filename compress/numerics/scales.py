@@ -115,10 +115,11 @@ def asymmetric(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.
     if fmt.zero_point == "integer":
         scale, zero = with_integer_zero(bottom, top, fmt)
         return scale, zero.astype(np.int32)
-    scale = stored((top - bottom) / np.float32(high - low), fmt.working_dtype)
+    exact = (top - bottom) / np.float32(high - low)
+    scale = stored(exact, fmt.working_dtype)
     if fmt.zero_point == "float":
         return scale, rounded(np.float32(low) - bottom / scale, fmt.working_dtype)
-    return scale, rounded(bottom - np.float32(low) * scale, fmt.working_dtype)
+    return scale, rounded(bottom - np.float32(low) * exact, fmt.working_dtype)  # as torchao has it: from the scale before it is rounded
 
 
 def with_integer_zero(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray]:

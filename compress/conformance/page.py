@@ -1,0 +1,85 @@
+"""The matrix as docs/conformance.md, which is also what the test holds every class against."""
+
+from collections.abc import Iterable
+
+from compress.conformance import Answer, Row
+from compress.conformance.golden import VECTORS
+from compress.conformance.matrix import DECODED_ULPS, RANK
+
+HEAD = f"""# Conformance
+
+Golden vectors through this project and through the live library that owns each preset, on a CPU. Written by
+`compresskit conformance --output docs/conformance.md`; `tests/test_conformance.py` asks the libraries again and fails where a class is worse than here.
+
+| class | meaning |
+|---|---|
+| EXACT | every code is the same (-0 and +0 count as one level); both decode to the same bits, or within {DECODED_ULPS} float32 steps where `ulp` is said |
+| UP TO TIES (n) | n codes differ, each at a value within 2^-22 (relative to the largest code) of the threshold between both: float32 does not decide those |
+| ±1 CODE (n) | n codes differ by one, away from ties; codes of double-quantized scales count |
+| DIFFERS (n) | n codes differ, some by more than one; without n: equal codes decode to other values |
+| cannot take | the library refuses such a tensor |
+
+Decoded values are compared in the dtype that the library returns, where both codes are the same. A step is that of the largest number that decoding adds:
+the zero point's share, or the offset of a double-quantized scale.
+
+Two columns differ almost everywhere, for one reason each:
+
+- **fp16 input**: given float16, most PyTorch and ONNX functions compute the scale, divide and decode in float16; this project computes in float32.
+- **subnormal scale**: values up to 4e-38, whose scales are below the smallest normal float32. This project writes a scale of 1 and codes of 0, since a kernel
+  that flushes such scales to zero would decode nothing else. Others keep them, raise them to a smallest scale, or divide by zero.
+"""
+
+
+def markdown(answers: Iterable[Answer]) -> str:
+    """The whole page."""
+    return HEAD + "".join(section(answer) for answer in answers)
+
+
+def section(answer: Answer) -> str:
+    if answer.missing:
+        return f"\n## {answer.peer}\n\nNOT INSTALLED\n"
+    titles = ["preset", "function", *VECTORS]
+    lines = [f"\n## {answer.peer} {answer.version}\n", table_line(titles), "|---" * len(titles) + "|"]
+    lines += [table_line([f"`{row.preset}`", row.how, *(str(row.cells[label]) for label in VECTORS)]) for row in answer.rows]
+    notes = [f"- `{row.preset}`, {row.how}: {row.reason}." for row in answer.rows if row.reason]
+    refusals = {cell.detail: label for row in answer.rows for label, cell in row.cells.items() if cell.kind == "cannot take"}
+    notes += [f"- Cannot take {label}: {detail}." for detail, label in refusals.items()]
+    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+
+
+def table_line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def classes(page: str) -> dict[tuple[str, str, str, str], str]:
+    """The page's own classes: (library, preset, function, vector) to one of Kind."""
+    found, peer, vectors = {}, "", []
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("## "):
+            peer, vectors = line.split()[1], []
+        elif line.startswith("| preset"):
+            vectors = cells[2:]
+        elif line.startswith("| `") and vectors:
+            found |= {(peer, cells[0].strip("`"), cells[1], v): kind.split(" (")[0].split(",")[0] for v, kind in zip(vectors, cells[2:], strict=True)}
+    return found
+
+
+def worse(answer: Answer, expected: dict[tuple[str, str, str, str], str]) -> list[str]:
+    """The cells of an answer whose class is worse than expected, or that nobody expects."""
+    wrong = []
+    for row in answer.rows:
+        for label, cell in row.cells.items():
+            before = expected.get((answer.peer, row.preset, row.how, label), "not on the page")
+            if cell.kind != before and not (before in RANK and RANK.get(cell.kind, 9) < RANK[before]):
+                wrong.append(f"{row.preset}, {row.how}, {label}: {cell} {cell.detail}, was {before}")
+    return wrong
+
+
+def summary(row: Row) -> str:
+    """Where a row is not EXACT, in a few words."""
+    kinds: dict[str, list[str]] = {}
+    for label, cell in row.cells.items():
+        if cell.kind != "EXACT":
+            kinds.setdefault(cell.kind, []).append(f"{label} ({cell.count})" if cell.count else label)
+    return "; ".join(f"{kind}: {', '.join(labels)}" for kind, labels in kinds.items())

@@ -1,0 +1,39 @@
+"""bitsandbytes on the CPU: its native kernels, and the PyTorch rule that it states for devices without any."""
+
+import numpy as np
+import torch
+from bitsandbytes import functional
+
+from compress.conformance.matrix import Theirs
+from compress.conformance.peers import Claim
+
+PACKAGE = "bitsandbytes"
+
+
+def four_bits(kind: str, double: bool = False):
+    def ask(values: np.ndarray) -> Theirs:
+        packed, state = functional.quantize_4bit(torch.from_numpy(values), blocksize=64, quant_type=kind, compress_statistics=double)
+        decoded = functional.dequantize_4bit(packed, state).numpy()
+        pairs = packed.numpy().ravel()
+        codes = np.stack([pairs >> 4, pairs & 15], 1).ravel()[: values.size]
+        return Theirs(codes, decoded, state.absmax.numpy() if double else None)
+
+    return ask
+
+
+def rows(values: np.ndarray) -> Theirs:
+    codes, amax, _ = functional.int8_vectorwise_quant(torch.from_numpy(values))
+    return Theirs(codes.numpy(), functional.int8_vectorwise_dequant(codes, amax).numpy())
+
+
+COARSE = (
+    "The 4-bit codes are the same; the codes of their scales come from a native CPU kernel that looks a coarse table up before it compares, "
+    "and writes code 0 where a block of scales equals their mean"
+)
+
+CLAIMS = (
+    Claim("bnb.nf4", "quantize_4bit", four_bits("nf4")),
+    Claim("bnb.nf4.dq", "quantize_4bit, compress_statistics", four_bits("nf4", double=True), COARSE),
+    Claim("bnb.fp4", "quantize_4bit", four_bits("fp4")),
+    Claim("bnb.int8.row", "int8_vectorwise_quant", rows, "The library multiplies by 127 / amax, we divide by amax / 127", dtype="float16"),
+)

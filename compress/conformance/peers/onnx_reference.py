@@ -1,0 +1,21 @@
+"""The ONNX standard's own reference implementation of its operators."""
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from compress.conformance.peers import Claim
+from compress.conformance.peers.onnx_operators import ROUNDED_FIRST, dynamic, quantize
+
+PACKAGE = "onnx"
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return ReferenceEvaluator(model).run(None, feeds)
+
+
+CLAIMS = (
+    Claim("onnx.qdq.int8", "QuantizeLinear at our scales", quantize(run, "onnx.qdq.int8")),
+    Claim("onnx.qdq.int4.block32", "QuantizeLinear at our scales", quantize(run, "onnx.qdq.int4.block32")),
+    Claim("onnx.dynamic.uint8", "DynamicQuantizeLinear", dynamic(run), ROUNDED_FIRST),
+)
