@@ -12,14 +12,21 @@ from onnx import TensorProto, numpy_helper
 
 from compress.artifact import Contents, StoredTensor
 from compress.errors import BrokenFile
+from compress.formats import FloatFormat, Format, IntFormat
 from compress.network import InputSpec
-from compress.numerics import unpack_low_first
+from compress.numerics.layouts import LAYOUTS
+from compress.numerics.scaling import ScaleCodes
+from compress.numerics.storing import FORMAT
 from exporters import METADATA_KEY
+from exporters import onnx_packing as packing
 
 BITS = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4e2m1": 4}
 MOVING = ("Transpose", "Reshape", "Slice", "Cast", "Identity")
 INTEGER = {"QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm"}
 INTEGER |= {"MatMulNBits", "MatMulBnb4"}
+CODES = ("codes", "blocks", "bnb4")  # the parts of a tensor, by what the ledger calls them; tables that all tensors share count for none
+SCALES = ("scales", "kernel_scales", "global_scale", "scale_codes", "scale_factors", "scale_offset", "codebook", "codebook_scales", "levels")
+ZERO_POINTS = ("zero_points", "block_zero_points")
 
 
 def read(path: Path) -> Contents:
@@ -169,45 +176,61 @@ def in_float(name: str, about: dict, constants: dict[str, TensorProto]) -> Store
 def compressed(name: str, about: dict, constants: dict[str, TensorProto]) -> StoredTensor:
     parts = {role: constants[file_name] for role, file_name in about["constants"].items()}
     arrays = {role: numpy_helper.to_array(tensor) for role, tensor in parts.items()}
-    shape, fmt = tuple(about["shape"]), about["format"]
+    fmt, shape = FORMAT.validate_python(about["format"]), tuple(about["shape"])
     sizes = {role: byte_size(tensor) for role, tensor in parts.items()}
-    if fmt["type"] == "float":
-        numbers = {"codes": arrays["codes"] if fmt["dtype"] == "float16" else arrays["codes"].view(np.uint16)}
-    else:
-        narrow = np.int16 if fmt["bits"] == 16 else np.int8
-        codes = unpacked(arrays["blocks"], fmt["bits"], shape) if "blocks" in arrays else arrays["codes"].astype(narrow)
-        zero = zero_points(arrays, fmt["bits"], tuple(about["scale_shape"]))
-        numbers = {"codes": codes, "scales": arrays["scales"].astype(np.float32), "zero_points": zero}
     return StoredTensor(
         name,
         about["file_name"],
         shape,
-        fmt["dtype"] if fmt["type"] == "float" else f"int{fmt['bits']}",
+        dtype_of(fmt),
         about["placement"],
         about["reason"],
-        sizes.get("codes", 0) + sizes.get("blocks", 0),
-        sizes.get("scales", 0) + sizes.get("kernel_scales", 0),
-        sizes.get("zero_points", 0) + sizes.get("block_zero_points", 0),
-        **numbers,
+        sum(sizes.get(role, 0) for role in CODES),
+        sum(sizes.get(role, 0) for role in SCALES),
+        sum(sizes.get(role, 0) for role in ZERO_POINTS),
+        **numbers(arrays, fmt, shape, tuple(about["scale_shape"] or ())),
     )
 
 
-def unpacked(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
-    """int8 codes in canonical shape from MatMulNBits's uint8 [rows, blocks, bytes]."""
-    rows = unpack_low_first(packed, bits, packed.size * 8 // bits, signed=False).reshape(len(packed), -1)[:, : prod(shape[1:])]
-    return (rows.astype(np.int16) - (1 << (bits - 1))).astype(np.int8).reshape(shape)
+def dtype_of(fmt: Format) -> str:
+    if isinstance(fmt, FloatFormat):
+        return fmt.dtype
+    return f"{'int' if isinstance(fmt, IntFormat) and fmt.signed else 'uint'}{fmt.bits}"
 
 
-def zero_points(arrays: dict[str, np.ndarray], bits: int, scale_shape: tuple[int, ...]) -> np.ndarray | None:
-    """int32 in the shape of the scales; None where the format is symmetric."""
-    if "zero_points" in arrays:
-        return arrays["zero_points"].astype(np.int32)
-    if "block_zero_points" not in arrays:
+def numbers(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> dict[str, np.ndarray | None]:
+    """The arrays of a StoredTensor."""
+    if isinstance(fmt, FloatFormat):
+        return {"codes": arrays["codes"] if fmt.dtype == "float16" else arrays["codes"].view(np.uint16)}
+    if "bnb4" in arrays:
+        codes = LAYOUTS["matmulbnb4"].unpack(arrays["bnb4"], 4, shape)
+    else:
+        codes = packing.unpacked_blocks(arrays["blocks"], fmt, shape) if "blocks" in arrays else packing.unpacked_codes(arrays["codes"], fmt, shape)
+    zero = zero_points(arrays, fmt, shape, scale_shape) if isinstance(fmt, IntFormat) else None
+    return {"codes": codes, "scales": scales(arrays, fmt, scale_shape), "zero_points": zero, "codebook": codebook(arrays)}
+
+
+def scales(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...]) -> np.ndarray | None:
+    if "scale_codes" in arrays:
+        return ScaleCodes(arrays["scale_codes"], arrays["scale_factors"], arrays["scale_offset"]).decode(fmt.double).reshape(shape)
+    if "scales" not in arrays:
         return None
-    packed = arrays["block_zero_points"]
-    rows = unpack_low_first(packed, bits, packed.size * 8 // bits, signed=False).reshape(len(packed), -1).astype(np.int32) - (1 << (bits - 1))
-    if not scale_shape:
-        return rows[0, 0]
-    blocks = arrays["blocks"].shape[1]
-    columns = scale_shape[1] if len(scale_shape) == 2 else 1
-    return rows[:, : blocks : blocks // columns].reshape(scale_shape)
+    return packing.unpacked_scales(arrays["scales"], fmt.scale_dtype) * arrays.get("global_scale", np.float32(1))
+
+
+def codebook(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
+    if "table" in arrays or "levels" in arrays:
+        return arrays.get("table", arrays.get("levels"))
+    return arrays["codebook"].astype(np.float32) * arrays.get("codebook_scales", np.float32(1)) if "codebook" in arrays else None
+
+
+def zero_points(arrays: dict[str, np.ndarray], fmt: IntFormat, shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> np.ndarray | None:
+    """int32 or float32 in the shape of the scales; None where the format is symmetric."""
+    if "block_zero_points" in arrays:
+        block = arrays["blocks"].shape[-1] * 8 // fmt.bits
+        return packing.unpacked_block_zero_points(arrays["block_zero_points"], fmt, shape, scale_shape, block)
+    if "zero_points" not in arrays:
+        return None
+    if fmt.zero_point != "integer":
+        return packing.unpacked_scales(arrays["zero_points"], fmt.scale_dtype)
+    return packing.unpacked_codes(arrays["zero_points"], fmt, scale_shape).astype(np.int32)

@@ -84,6 +84,7 @@ class Builder:
 
     def __init__(self, graph: ir.Graph):
         self.graph = graph
+        self.common: dict[str, ir.Value] = {}
         self.names = {value.name for node in graph for value in node.outputs} | set(graph.initializers) | {value.name for value in graph.inputs}
 
     def fresh(self, name: str) -> str:
@@ -100,6 +101,12 @@ class Builder:
         made = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
         self.graph.register_initializer(made)
         return made
+
+    def shared(self, name: str, value: np.ndarray | np.generic) -> ir.Value:
+        """A constant that is the same wherever its name is asked for: once in a file."""
+        if name not in self.common:
+            self.common[name] = self.constant(name, value)
+        return self.common[name]
 
     def integers(self, name: str, *numbers: int) -> ir.Value:
         return self.constant(name, np.array(numbers, np.int64))

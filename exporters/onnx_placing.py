@@ -1,18 +1,21 @@
 """Kernels put in the place of float nodes, computing with the core's own codes and scales."""
 
+from math import prod
+
 import numpy as np
 import onnx_ir as ir
 
-from compress.errors import Refused
-from compress.formats import DynamicActivations, IntFormat
+from compress.formats import DynamicActivations
 from compress.plan import Decision
+from exporters.onnx_codebooks import bnb4_inputs
 from exporters.onnx_graph import MICROSOFT, Builder, Use
 from exporters.onnx_layouts import Layout
-from exporters.onnx_schemes import Kernel, Scheme, scheme
+from exporters.onnx_schemes import AT_LOAD, BNB4, Kernel, Scheme, bnb4_block, scheme, width
 from exporters.onnx_storing import FLOAT, Stored, in_layout
+from exporters.onnx_unpacking import byte_type, first
 
 SEES = {"MatMul": "linear", "Gemm": "linear", "Gather": "embedding"}  # the layer kind that a node makes of a tied weight
-PACKED = ("blocks", "gather_blocks")
+PACKED = ("blocks", "gather_blocks", "bnb4")  # codes lie as these kernels want them
 BIAS_REACH = np.float32(2**30)  # of int32's 2^31: room for the products that the accumulator adds
 
 
@@ -20,7 +23,7 @@ def schemes_for(decision: Decision, uses: list[Use]) -> list[Scheme]:
     """The kernel of every node that computes with the weight. Refused where one has none for it."""
     schemes = [kernel_for(use, decision) for use in uses]
     if any(s.kernel in PACKED for s in schemes) and not all(s.kernel in PACKED for s in schemes):
-        schemes = [unpacked(s, decision) for s in schemes]
+        schemes = [at_load("nodes of different kinds share the weight") if s.kernel in PACKED else s for s in schemes]
     return schemes
 
 
@@ -37,18 +40,15 @@ def kernel_for(use: Use, decision: Decision) -> Scheme:
     kind = SEES.get(use.node.op_type, decision.kind)
     kind = decision.kind if decision.kind == "attention" and kind == "linear" else kind
     if use.rows is None:
-        return at_load(decision, f"{use.node.op_type} reads it in an order that no integer kernel takes")
-    return scheme(kind, decision.shape, decision.format, decision.activations)
+        return at_load(f"{use.node.op_type} reads it in an order that no integer kernel takes")
+    found = scheme(kind, decision.shape, decision.format, decision.activations)
+    if found.kernel == "bnb4" and use.rows[0] * prod(decision.shape[1:]) % bnb4_block(decision.shape, decision.format.granularity):
+        return at_load(f"a part of it starts inside a block of {decision.format.granularity.size} values")
+    return found
 
 
-def at_load(decision: Decision, why: str) -> Scheme:
-    if isinstance(decision.format, IntFormat) and decision.format.bits == 2:
-        raise Refused(f"2-bit codes cannot be expanded to float when the file is loaded, and {why}")
-    return Scheme("decode", "decoded", f"expanded to float32 when the file is loaded: {why}")
-
-
-def unpacked(found: Scheme, decision: Decision) -> Scheme:
-    return at_load(decision, "nodes of different kinds share the weight") if found.kernel in PACKED else found
+def at_load(why: str) -> Scheme:
+    return Scheme("decode", "decoded", f"{AT_LOAD}: {why}")
 
 
 def decode(build: Builder, stored: Stored, use: Use, decision: Decision) -> None:
@@ -85,8 +85,8 @@ def integer(build: Builder, stored: Stored, use: Use, decision: Decision) -> Non
     name, scales = stored.name, stored.encoded.scales
     bias, result = bias_of(use.node, use.rows[1] - use.rows[0])
     codes, scale, zero = activation(build, use.node)
-    weight = build.node("Transpose", [stored.int8(use.rows)], f"{name}/transposed", perm=[1, 0])
-    weight_scale, weight_zero = stored.scales(scales.shape), stored.zero_points(scales.shape)
+    weight = build.node("Transpose", [stored.bytes(use.rows)], f"{name}/transposed", perm=[1, 0])
+    weight_scale, weight_zero = stored.scales(scales.shape), stored.zero_points(scales.shape, byte_type(decision.format))
     if scales.ndim:
         weight_scale = stored.rows(weight_scale, use.rows)
         weight_zero = None if weight_zero is None else stored.rows(weight_zero, use.rows)
@@ -101,8 +101,20 @@ def blocks(build: Builder, stored: Stored, use: Use, decision: Decision) -> None
     inputs = [use.node.inputs[0], stored.rows(stored.packed(), use.rows), stored.rows(stored.block_scales(), use.rows)]
     inputs += [None if zero is None else stored.rows(zero, use.rows), None, bias]
     level = 4 if isinstance(decision.activations, DynamicActivations) else 1  # int8 or float32 activations
-    sizes = {"K": int(np.prod(stored.shape[1:])), "N": count, "bits": decision.format.bits, "block_size": stored.block}
+    sizes = {"K": stored.inputs, "N": count, "bits": width(decision.format), "block_size": stored.block}
     build.replace(result, build.node("MatMulNBits", inputs, f"{name}/product", MICROSOFT, accuracy_level=level, **sizes))
+
+
+def bnb4(build: Builder, stored: Stored, use: Use, decision: Decision) -> None:
+    """MatMulBnb4 has no bias of its own."""
+    name, node, count = stored.name, use.node, use.rows[1] - use.rows[0]
+    codes, absmax, block = bnb4_inputs(stored, use.rows)
+    kind = BNB4[decision.format.codebook]
+    product = build.node(
+        "MatMulBnb4", [node.inputs[0], codes, absmax], f"{name}/product", MICROSOFT, K=stored.inputs, N=count, block_size=block, quant_type=kind
+    )
+    bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+    build.replace(node.outputs[0], product if bias is None else build.node("Add", [product, bias], f"{name}/biased"))
 
 
 def gather(build: Builder, stored: Stored, use: Use, decision: Decision) -> None:
@@ -116,14 +128,15 @@ def gather(build: Builder, stored: Stored, use: Use, decision: Decision) -> None
     values = build.cast(build.node("Gather", [stored.codes(), ids], f"{name}/rows_int", axis=0), FLOAT, f"{name}/rows_float")
     zero = picked(stored.zero_points(shape), "row_zero_points")
     if zero is not None:
-        values = build.node("Sub", [values, build.cast(zero, FLOAT, f"{name}/row_zero_points_float")], f"{name}/rows_centred")
+        values = build.node("Sub", [values, zero], f"{name}/rows_centred")
     build.replace(use.node.outputs[0], build.node("Mul", [values, picked(stored.scales(shape), "row_scales")], f"{name}/rows_decoded"))
 
 
 def gather_blocks(build: Builder, stored: Stored, use: Use, decision: Decision) -> None:
-    name, bits = stored.name, decision.format.bits
-    width = stored.blocks * stored.block * bits // 8
-    rows = build.reshape(stored.packed(), (stored.shape[0], width), f"{name}/rows")
+    name, bits = stored.name, width(decision.format)
+    rows = build.reshape(stored.packed(), (stored.shape[0], stored.blocks * stored.block * bits // 8), f"{name}/rows")
+    if stored.blocks * stored.block > stored.inputs:
+        rows = first(build, rows, stored.inputs * bits // 8, 1, f"{name}/rows_unpadded")
     inputs = [rows, use.node.inputs[1], stored.block_scales(), stored.block_zero_points()]
     picked = build.node("GatherBlockQuantized", inputs, f"{name}/rows_decoded", MICROSOFT, bits=bits, block_size=stored.block, gather_axis=0, quantize_axis=1)
     build.replace(use.node.outputs[0], picked)
@@ -132,7 +145,7 @@ def gather_blocks(build: Builder, stored: Stored, use: Use, decision: Decision) 
 def qlinear_conv(build: Builder, stored: Stored, use: Use, decision: Decision) -> Scheme | None:
     """DequantizeLinear for weight and bias, which ONNX Runtime fuses to QLinearConv."""
     node, name, scales = use.node, stored.name, stored.encoded.scales
-    codes, scale, reason = stored.int8((0, stored.shape[0])), stored.scales(scales.shape), None
+    codes, scale, reason = stored.bytes((0, stored.shape[0])), stored.scales(scales.shape), None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None:
         scale_in = node.inputs[0].producer().inputs[1]
@@ -161,7 +174,7 @@ def coarser(build: Builder, stored: Stored, codes: ir.Value, scale: ir.Value, le
     column = (-1, *[1] * (len(stored.shape) - 1))
     ratio = build.reshape(build.node("Div", [scale, few], f"{name}/ratio"), column, f"{name}/ratios")
     moved = build.node("Mul", [build.cast(codes, FLOAT, f"{name}/codes_float"), ratio], f"{name}/coarse")
-    rounded = build.cast(build.node("Round", [moved], f"{name}/rounded"), ir.DataType.INT8, f"{name}/codes_kernel")
+    rounded = build.cast(build.node("Round", [moved], f"{name}/rounded"), byte_type(stored.encoded.format), f"{name}/codes_kernel")
     count = int((least > np.abs(scales)).sum())
     return rounded, few, f"the bias of {count} channel(s) overflows int32 at the scale of their tiny weights, which are rounded to a coarser one at load"
 
@@ -171,6 +184,7 @@ PLACE: dict[Kernel, object] = {
     "integer": integer,
     "qlinear_conv": qlinear_conv,
     "blocks": blocks,
+    "bnb4": bnb4,
     "gather": gather,
     "gather_blocks": gather_blocks,
 }

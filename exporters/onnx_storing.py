@@ -1,21 +1,24 @@
-"""The core's numbers as ONNX constants, and their way to what a kernel reads: reshapes, casts and slices that are folded when a file is loaded."""
+"""The core's numbers as ONNX constants, and their way to what a kernel reads: nodes that are folded when a file is loaded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats import FloatFormat
-from compress.numerics import Encoded, pack_low_first
+from compress.formats import FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor
+from compress.numerics import Encoded, reach
+from exporters import onnx_codebooks as codebooks
+from exporters import onnx_unpacking as unpack
 from exporters.onnx_graph import Builder
 from exporters.onnx_layouts import Layout
-from exporters.onnx_schemes import block_of
+from exporters.onnx_packing import HALF, block_reach, is_signed, packed_block_zero_points, packed_blocks, packed_codes, packed_scales
+from exporters.onnx_schemes import block_of, columns, width
 
-HALF = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-CODES = {4: ml_dtypes.int4, 8: np.int8, 16: np.int16}
-FLOAT, INT8 = ir.DataType.FLOAT, ir.DataType.INT8
+FLOAT = ir.DataType.FLOAT
+Maker = Callable[[tuple[int, ...]], ir.Value | None]
+"""A node's output in a shape of as many values."""
 
 
 @dataclass(eq=False)
@@ -39,103 +42,156 @@ class Stored:
         return self.encoded.codes.shape
 
     @property
-    def block(self) -> int:
-        return block_of(self.shape, self.encoded.format)
+    def inputs(self) -> int:
+        return prod(self.shape[1:])
+
+    # --- codes ---
 
     def codes(self) -> ir.Value:
-        """Codes in their own dtype and canonical shape."""
+        """As they are stored: in canonical shape where ONNX has integers of that width, else densely in bytes."""
         fmt, codes = self.encoded.format, self.encoded.codes
         if isinstance(fmt, FloatFormat):
             return self.once("codes", lambda: codes.view(HALF[fmt.dtype]))
-        return self.once("codes", lambda: codes.astype(CODES[fmt.bits]))
+        return self.once("codes", lambda: packed_codes(codes, fmt))
 
-    def int8(self, rows: tuple[int, int]) -> ir.Value:
-        codes = self.codes()
-        if self.encoded.format.bits == 4:
-            codes = self.build.cast(codes, INT8, f"{self.name}/int8")
-        return self.rows(codes, rows)
+    def wide(self, dtype: ir.DataType) -> ir.Value:
+        """Codes in canonical shape and `dtype`."""
+        return unpack.integers(self.build, self.codes(), self.encoded.format, self.shape, dtype, f"{self.name}/codes")
 
-    def rows(self, value: ir.Value, rows: tuple[int, int]) -> ir.Value:
+    def bytes(self, rows: tuple[int, int]) -> ir.Value:
+        """int8 or uint8 codes."""
+        return self.rows(self.wide(unpack.byte_type(self.encoded.format)), rows)
+
+    def rows(self, value: ir.Value, rows: tuple[int, int], each: int = 1) -> ir.Value:
+        """Rows [start, stop) of a value; of a flat one, which has an entry for `each` inputs, what belongs to these rows."""
         if rows == (0, self.shape[0]):
             return value
-        start, stop, axis = (self.build.integers(f"{self.name}/{what}", n) for what, n in (("start", rows[0]), ("stop", rows[1]), ("axis", 0)))
-        return self.build.node("Slice", [value, start, stop, axis], f"{self.name}/rows")
+        flat = self.inputs if each > 1 else 1
+        places = {"start": rows[0] * flat // each, "stop": -(-rows[1] * flat // each), "axis": 0}
+        ends = (self.build.integers(f"{self.name}/{what}", n) for what, n in places.items())
+        return self.build.node("Slice", [value, *ends], f"{self.name}/rows")
+
+    # --- scales and zero points ---
 
     def scales(self, shape: tuple[int, ...]) -> ir.Value:
         """float32 scales in a shape of as many values."""
-        dtype, scales = self.encoded.format.scale_dtype, self.encoded.scales
-        found = self.once("scales", lambda: scales if dtype == "float32" else scales.astype(HALF[dtype]))
-        if dtype != "float32":
-            found = self.build.cast(found, FLOAT, f"{self.name}/scales_float")
-        return found if shape == scales.shape else self.build.reshape(found, shape, f"{self.name}/scales_shaped")
+        encoded, build, name = self.encoded, self.build, f"{self.name}/scales"
+        dtype = encoded.format.scale_dtype
+        if encoded.scale_codes is not None:
+            found, own = codebooks.decoded_scales(self), (encoded.scales.size,)
+        else:
+            found, own = self.once("scales", lambda: packed_scales(encoded.scales, dtype)), encoded.scales.shape
+            if dtype == "float8_e8m0":
+                found = unpack.power_of_two(build, found, name)
+            elif dtype != "float32":
+                found = build.cast(found, FLOAT, f"{name}_float")
+        if encoded.global_scale is not None:
+            found = build.node("Mul", [found, self.once("global_scale", lambda: np.float32(encoded.global_scale))], f"{name}_global")
+        return found if shape == own else build.reshape(found, shape, f"{name}_shaped")
 
-    def zero_points(self, shape: tuple[int, ...]) -> ir.Value | None:
-        """Zero points, int8 or int16, in a shape of as many values; None where there are none."""
-        zero = self.encoded.zero_points
+    def zero_points(self, shape: tuple[int, ...], dtype: ir.DataType = FLOAT) -> ir.Value | None:
+        """Zero points or offsets in `dtype` and a shape of as many values; None where there are none."""
+        fmt, zero, name = self.encoded.format, self.encoded.zero_points, f"{self.name}/zero_points"
         if zero is None:
             return None
-        found = self.once("zero_points", lambda: zero.astype(CODES[self.encoded.format.bits]))
-        if self.encoded.format.bits == 4:  # before anything else: ONNX Runtime reshapes no 4-bit tensors
-            found = self.build.cast(found, INT8, f"{self.name}/zero_points_int8")
-        return found if shape == zero.shape else self.build.reshape(found, shape, f"{self.name}/zero_points_shaped")
+        if fmt.zero_point != "integer":
+            found = self.once("zero_points", lambda: packed_scales(zero, fmt.scale_dtype))
+            found = found if fmt.scale_dtype == "float32" else self.build.cast(found, FLOAT, f"{name}_float")
+        else:  # cast before anything else: ONNX Runtime reshapes no 4-bit tensors
+            found = unpack.integers(self.build, self.once("zero_points", lambda: packed_codes(zero, fmt)), fmt, zero.shape, dtype, name)
+        return found if shape == zero.shape else self.build.reshape(found, shape, f"{name}_shaped")
+
+    # --- decoded to float32 ---
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """Of scales or learned codebooks."""
+        fmt = self.encoded.format
+        return () if isinstance(fmt, FloatFormat) else reach.scale_shape(self.shape, fmt.granularity)
+
+    @property
+    def view(self) -> tuple[int, ...]:
+        """The shape in which codes meet scales: [..., values of one scale] where groups or blocks are all whole, else the tensor's own."""
+        scales, granularity = self.scale_shape, self.encoded.format.granularity
+        if isinstance(granularity, PerTensor | PerAxis) or prod(scales) * granularity.size != prod(self.shape):
+            return self.shape
+        return (*scales, granularity.size)
+
+    def over_codes(self, make: Maker, name: str) -> ir.Value | None:
+        """What belongs to each scale, in a shape that meets codes in `view`."""
+        scales, granularity = self.scale_shape, self.encoded.format.granularity
+        if isinstance(granularity, PerTensor):
+            return make(())
+        if isinstance(granularity, PerAxis):
+            return make((self.shape[0], *[1] * (len(self.shape) - 1)))
+        column = make((*scales, 1))
+        if column is None or self.view != self.shape:
+            return column
+        rows = self.shape[0] if isinstance(granularity, PerGroup) else 1
+        column = self.build.reshape(column, (rows, scales[-1], 1), f"{name}/column")
+        spread = unpack.repeated(self.build, column, (rows, scales[-1]), granularity.size, prod(self.shape) // rows, name)
+        return self.build.reshape(spread, self.shape, f"{name}/spread")
+
+    def shaped(self, value: ir.Value, shape: tuple[int, ...], what: str) -> ir.Value:
+        return value if self.view == self.shape else self.build.reshape(value, shape, f"{self.name}/{what}")
 
     def decoded(self) -> ir.Value:
         """float32 in canonical shape: constant folding computes it when the file is loaded."""
-        build, name = self.build, self.name
-        values = build.cast(self.codes(), FLOAT, f"{name}/float")
-        if isinstance(self.encoded.format, FloatFormat):
-            return values
-        scales = self.encoded.scales
-        grouped = scales.ndim == 2
-        rows = (*scales.shape, -1) if grouped else self.shape
-        reach = (*scales.shape, *[1] * (len(rows) - scales.ndim)) if scales.ndim else ()
-        if grouped:
-            values = build.reshape(values, rows, f"{name}/groups")
-        zero = self.zero_points(reach)
-        if zero is not None:
-            values = build.node("Sub", [values, build.cast(zero, FLOAT, f"{name}/zero_points_float")], f"{name}/centred")
-        values = build.node("Mul", [values, self.scales(reach)], f"{name}/decoded")
-        return build.reshape(values, self.shape, f"{name}/whole") if grouped else values
+        fmt = self.encoded.format
+        if isinstance(fmt, FloatFormat):
+            return self.build.cast(self.codes(), FLOAT, f"{self.name}/float")
+        return self.decoded_integers() if isinstance(fmt, IntFormat) else codebooks.decoded_levels(self)
 
-    def packed(self) -> ir.Value:
-        """uint8 [rows, blocks, bytes]: codes plus 2^(bits-1), low bits first; rows are padded with zeros to whole blocks."""
-        return self.once("blocks", lambda: packed_blocks(self.encoded, self.block))
+    def decoded_integers(self) -> ir.Value:
+        build, name, fmt = self.build, self.name, self.encoded.format
+        values = self.shaped(self.wide(FLOAT), self.view, "groups")
+        zero = self.over_codes(self.zero_points, f"{name}/zero_points_spread")
+        scales = self.over_codes(self.scales, f"{name}/scales_spread")
+        if zero is not None and fmt.zero_point != "offset":
+            values = build.node("Sub", [values, zero], f"{name}/centred")
+        values = build.node("Mul", [values, scales], f"{name}/decoded")
+        if zero is not None and fmt.zero_point == "offset":
+            values = build.node("Add", [values, zero], f"{name}/moved")
+        return self.shaped(values, self.shape, "whole")
+
+    # --- blocks of kernels ---
+
+    @property
+    def block(self) -> int:
+        return block_of(self.shape, self.encoded.format)
 
     @property
     def blocks(self) -> int:
-        return -(-prod(self.shape[1:]) // self.block)
+        return -(-self.inputs // self.block)
+
+    def packed(self) -> ir.Value:
+        """uint8 [rows, blocks, bytes] of MatMulNBits."""
+        stored = self.once("blocks", lambda: packed_blocks(self.encoded, self.block))
+        return unpack.kernel_blocks(self.build, stored, self.encoded.format, self.block, f"{self.name}/blocks")
+
+    def in_blocks(self, make: Maker, name: str) -> ir.Value:
+        """[rows, blocks]: what reaches over several blocks is repeated when the file is loaded."""
+        rows, count = self.shape[0], columns(self.shape, self.encoded.format.granularity)
+        if prod(self.scale_shape) == rows * self.blocks:
+            return make((rows, self.blocks))
+        column = make((rows if self.scale_shape else 1, count, 1))
+        return unpack.repeated(self.build, column, (rows, count), block_reach(self.shape, self.encoded.format, self.block), self.blocks, name)
 
     def block_scales(self) -> ir.Value:
-        """float32 [rows, blocks]: a scale that reaches over several blocks is repeated when the file is loaded."""
-        scales, build = self.encoded.scales, self.build
-        if scales.shape == (self.shape[0], self.blocks):
-            return self.scales(scales.shape)
-        columns = scales.shape[1] if scales.ndim == 2 else 1
-        column = self.scales((-1 if scales.ndim else 1, columns, 1))
-        repeat = build.integers(f"{self.name}/repeat", self.shape[0], columns, self.blocks // columns)
-        wide = build.node("Expand", [column, repeat], f"{self.name}/scales_repeated")
-        return build.reshape(wide, (self.shape[0], self.blocks), f"{self.name}/block_scales")
+        return self.in_blocks(self.scales, f"{self.name}/block_scales")
 
     def block_zero_points(self) -> ir.Value | None:
-        """uint8 [rows, bytes], packed as the codes are."""
-        if self.encoded.zero_points is None:
-            return None
-        return self.once("block_zero_points", lambda: packed_zero_points(self.encoded, self.blocks))
-
-
-def packed_blocks(encoded: Encoded, block: int) -> np.ndarray:
-    bits = encoded.format.bits
-    rows = encoded.codes.reshape(len(encoded.codes), -1).astype(np.int16) + (1 << (bits - 1))
-    rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % block)), constant_values=1 << (bits - 1)).astype(np.uint8)
-    return pack_low_first(rows, bits).reshape(len(rows), -1, block * bits // 8)
-
-
-def packed_zero_points(encoded: Encoded, blocks: int) -> np.ndarray:
-    bits = encoded.format.bits
-    zero = (encoded.zero_points + (1 << (bits - 1))).astype(np.uint8).reshape(-1, encoded.zero_points.shape[1] if encoded.zero_points.ndim == 2 else 1)
-    wide = np.broadcast_to(np.repeat(zero, blocks // zero.shape[1], axis=1), (len(encoded.codes), blocks))
-    each = 8 // bits
-    return pack_low_first(np.pad(wide, ((0, 0), (0, -blocks % each))), bits).reshape(len(wide), -1)
+        """uint8 [rows, bytes], packed as the codes are; float32 [rows, blocks] for float zero points and offsets. None: the middle of the codes."""
+        fmt, build, name = self.encoded.format, self.build, f"{self.name}/block_zero_points"
+        if fmt.symmetric:
+            return None if is_signed(fmt) else unpack.zero_codes(build, (self.shape[0], -(-self.blocks * width(fmt) // 8)), name)
+        if fmt.zero_point == "integer":
+            return self.once("block_zero_points", lambda: packed_block_zero_points(self.encoded, self.block))
+        zero = self.in_blocks(self.zero_points, name)
+        if fmt.zero_point == "offset":
+            zero = build.node("Neg", [build.node("Div", [zero, self.block_scales()], f"{name}/ratio")], f"{name}/negated")
+        middle = 1 << width(fmt) - 1
+        return build.node("Add", [zero, build.constant(f"{name}/middle", np.float32(middle))], f"{name}/moved") if is_signed(fmt) else zero
 
 
 def in_layout(build: Builder, value: ir.Value, shape: tuple[int, ...], layout: Layout, name: str) -> ir.Value:

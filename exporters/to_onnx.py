@@ -1,6 +1,7 @@
 """ONNX files for ONNX Runtime's CPU provider, holding the core's own codes and scales.
 
-8 bits: MatMulIntegerToFloat and QDQ convolutions. 2 and 4 bits, groups: MatMulNBits. What no kernel takes is expanded to float when the file is loaded.
+8 bits: MatMulIntegerToFloat and QDQ convolutions. 2 and 4 bits, groups: MatMulNBits. NF4 and FP4: MatMulBnb4. What no kernel takes, codebooks
+among it, is stored in its own bits and expanded to float when the file is loaded.
 """
 
 from dataclasses import asdict
@@ -105,12 +106,12 @@ def placed_weight(build, value, layout, encoded: Encoded, decision: Decision, us
     scheme = place(build, value, layout, stored, decision, uses)
     made = {role: constant.name for role, constant in stored.made.items()}
     return {
-        "file_name": made.get("codes", made.get("blocks")),
+        "file_name": next(made[role] for role in ("codes", "blocks", "bnb4") if role in made),
         "placement": scheme.placement,
         "reason": scheme.reason,
         "constants": made,
         "shape": list(stored.shape),
-        "scale_shape": None if encoded.scales is None else list(encoded.scales.shape),
+        "scale_shape": list(stored.scale_shape),
         "format": asdict(encoded.format),
     }
 

@@ -5,6 +5,7 @@ The codes in the file are the plan's (exporters.export proves that itself, and f
 
 import functools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -103,12 +104,18 @@ def scheme(fmt, activations=None) -> Recipe:
     return Recipe(name="scheme", steps=(Quantize(weights=fmt, activations=activations),))
 
 
+def short(fmt):
+    """The format with a short last group where its size does not divide the inputs."""
+    groups = fmt.granularity
+    return replace(fmt, granularity=PerGroup(groups.size, "short")) if isinstance(groups, PerGroup) else fmt
+
+
 FORMATS = [
     *(IntFormat(bits, granularity, "qmax", scale_dtype="bfloat16") for bits in (2, 3, 4, 8, 16) for granularity in (PerTensor(), PerAxis(), PerGroup(32))),
     *(IntFormat(bits, granularity, rule) for bits in (4, 8) for granularity in (PerAxis(), PerGroup(32)) for rule in get_args(ScaleRule) if rule != "qmax"),
     FloatFormat("float16"),
     FloatFormat("bfloat16"),
-    *(preset.format for preset in PRESETS.values() if not getattr(preset.format, "plain", False)),
+    *(short(preset.format) for preset in PRESETS.values() if not getattr(preset.format, "plain", False)),
 ]
 
 
