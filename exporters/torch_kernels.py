@@ -79,7 +79,7 @@ def dynamic(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
 
 
 def int4(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
-    """bfloat16 activations times groups of 4-bit codes.
+    """bfloat16 activations times groups of 4-bit codes: code * scale + offset.
 
     The kernel's own packing depends on the CPU (AVX2 and AVX-512 differ), so the file holds plain nibbles; a runtime packs them once when it loads the file.
     """
@@ -87,7 +87,11 @@ def int4(builder: Builder, site: Site, call: LinearCall) -> torch.fx.Node:
     nibbles = builder.call(aten.to.dtype, codes(builder, site.name), torch.int32)
     packed = builder.call(aten._convert_weight_to_int4pack_for_cpu.default, nibbles, 1)
     columns = builder.call(aten.t.default, builder.part(site.name, "scales"))
-    pairs = builder.call(aten.stack.default, [columns, builder.call(aten.zeros_like.default, columns)], -1)
+    if encoded.zero_points is None:
+        offsets = builder.call(aten.zeros_like.default, columns)
+    else:
+        offsets = builder.call(aten.t.default, builder.part(site.name, "zero_points"))
+    pairs = builder.call(aten.stack.default, [columns, offsets], -1)
     x = builder.once(in_bfloat16, call.x)
     y = builder.call(aten._weight_int4pack_mm_for_cpu.default, x, packed, encoded.format.granularity.size, pairs)
     return finished(builder, site, call, builder.call(aten.to.dtype, y, torch.float32))

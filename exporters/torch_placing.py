@@ -48,7 +48,7 @@ def choose(decision: Decision) -> Choice:
         return Choice("decode", "decoded", f"stored in {fmt.dtype}, computed in float32{unquantized(activations)}")
     if isinstance(fmt, CodebookFormat):
         return codebook(decision, fmt)
-    if fmt.plain and fmt.bits == 4 and isinstance(fmt.granularity, PerGroup):
+    if fmt.signed and fmt.bits == 4 and isinstance(fmt.granularity, PerGroup):
         return int4(decision, fmt)
     if not broadcasts(fmt):
         return at_load(decision)
@@ -90,7 +90,8 @@ def int4(decision: Decision, fmt: IntFormat) -> Choice:
 def int4_limits(decision: Decision, fmt: IntFormat):
     yield decision.kind not in LINEAR, f"it multiplies linear layers only, and this is a layer of kind {decision.kind}"
     yield fmt.granularity.size not in INT4_GROUPS, f"its groups hold {', '.join(map(str, INT4_GROUPS))} values, not {fmt.granularity.size}"
-    yield not fmt.symmetric, "it has no integer zero points"
+    yield decision.shape[1] % fmt.granularity.size != 0, f"its groups are whole, and {decision.shape[1]} inputs are no multiple of {fmt.granularity.size}"
+    yield not fmt.symmetric and fmt.zero_point != "offset", f"it adds offsets and has no {fmt.zero_point} zero points"
     yield fmt.scale_dtype != "bfloat16", f"its scales are bfloat16, the recipe's {fmt.scale_dtype}"
     yield decision.shape[0] % INT4_ROWS != 0, f"it wants a multiple of {INT4_ROWS} outputs, not {decision.shape[0]}"
 

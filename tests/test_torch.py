@@ -206,15 +206,29 @@ def test_int4_files_hold_nibbles_that_every_cpu_reads(tmp_path):
         assert np.all(np.abs(np.load(out) - (x[:1] @ weight.T + bias)) <= bound), capability
 
 
+def test_int4_with_offsets_runs_the_kernel(tmp_path):
+    x = noise(64)
+    small, artifact = written(nn.Linear(64, 32), weights(preset("torchao.int4.group32").format), x, tmp_path)
+    stored, weight = next(t for t in artifact.tensors if t.name == "weight"), small.encoded["weight"].decode()
+    assert (stored.placement, stored.size_bytes) == ("native", small.encoded["weight"].nbytes)
+    session = torch_eager.load(artifact, 1)
+    assert any("_weight_int4pack_mm_for_cpu" in op for op in operators(session.module))
+    got, expected = session.run({"input": x[:1]})[0], small.simulate().run({"input": x[:1]})[0]
+    # bfloat16 rounds inputs, weights and the sum by 2^-9 of each
+    assert np.all(np.abs(got - expected) <= 2.0**-9 * (2 * np.abs(x[:1]) @ np.abs(weight).T + np.abs(expected)) + 1e-4)
+
+
 def test_int4_that_the_kernel_cannot_take_is_decoded_and_says_why(tmp_path):
     fmt = IntFormat(4, PerGroup(32), "qmax", scale_dtype="bfloat16")
     for model, other, reason in (
         (nn.Linear(64, 20), fmt, "multiple of 16 outputs, not 20"),
         (nn.Linear(64, 16), IntFormat(4, PerGroup(16), "qmax", scale_dtype="bfloat16"), "not 16"),
         (nn.Linear(64, 16), IntFormat(4, PerGroup(32), "qmax"), "recipe's float32"),
+        (nn.Linear(72, 16), IntFormat(4, PerGroup(32, "short"), "qmax", scale_dtype="bfloat16"), "72 inputs are no multiple of 32"),
+        (nn.Linear(64, 16), IntFormat(4, PerGroup(32), "asymmetric", scale_dtype="bfloat16"), "no integer zero points"),
     ):
         recipe = Recipe(name="int4", steps=(Quantize(weights=other),))
-        stored = next(t for t in written(model, recipe, noise(64), tmp_path)[1].tensors if t.name == "weight")
+        stored = next(t for t in written(model, recipe, noise(model.in_features), tmp_path)[1].tensors if t.name == "weight")
         assert stored.placement == "decoded" and reason in stored.reason and stored.payload_bytes == model.weight.numel() // 2
 
 
