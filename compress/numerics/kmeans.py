@@ -18,8 +18,8 @@ from compress.numerics import kmeans_numpy
 
 SORTED_UP_TO = 2**16  # values in a row: longer ones are summed into bins
 BINS = 2**15
-FEW = 2**12  # bins that all are split and tried anew
-ROUNDS = 20  # at most, of splitting the bins around the boundaries: three or four are enough for ordinary weights
+FEW = 2**12  # bins: so few are all split, four times as many are all tried anew
+ROUNDS = 20  # at most, of splitting bins and trying again: three or four are enough for ordinary weights
 
 
 def optimal_codebooks(rows: np.ndarray, entries: int, sensitivity: np.ndarray | None = None, exact_zero: bool = False) -> np.ndarray:
@@ -169,7 +169,7 @@ def wide_bins(bins: Bins, boundaries: np.ndarray) -> np.ndarray:
 
 def split(bins: Bins, cut: np.ndarray, data: tuple[np.ndarray, np.ndarray, np.ndarray], how: ModuleType) -> Bins:
     """The bins, with those of indices `cut` divided further; only values in their cells are summed anew."""
-    parts = np.minimum(bins.width[cut], max(2, BINS // len(cut)))
+    parts = np.minimum(bins.width[cut], max(2, BINS // 2 // len(cut)))
     begin, width = subdivided(bins.begin[cut], bins.width[cut], parts)
     begin, width = np.concatenate([np.delete(bins.begin, cut), begin]), np.concatenate([np.delete(bins.width, cut), width])
     order = np.argsort(begin)

@@ -6,6 +6,8 @@ from numba import get_num_threads, njit, prange
 compiled = njit(cache=True, nogil=True, error_model="numpy")
 threaded = njit(cache=True, nogil=True, error_model="numpy", parallel=True)
 
+MOST_PARTS = 4  # of a long row, each with tables of its own: more threads would cost more memory than they save time
+
 
 @compiled
 def prefix_sums(values, weights, centre, middle):
@@ -212,7 +214,7 @@ def cell_counts_in(parts, bits):
 
 def cell_counts(bits):
     """int64 [65536] how many float32 values (as uint32 bits) have each upper half of the ordered key."""
-    return cell_counts_in(get_num_threads(), bits)
+    return cell_counts_in(min(get_num_threads(), MOST_PARTS), bits)
 
 
 @compiled
@@ -251,4 +253,4 @@ def bin_sums(bits, values, weights, edges, first, cut):
     first  int64 [65537] the bin with which each cell (upper half of the key) begins
     cut    uint8 [65536] how a cell is cut: 0 not wanted, its sums stay 0; 1 into equal parts; 2 in any way
     """
-    return bin_sums_in(get_num_threads(), bits, values, weights, edges, first, cut)
+    return bin_sums_in(min(get_num_threads(), MOST_PARTS), bits, values, weights, edges, first, cut)
