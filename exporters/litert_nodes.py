@@ -10,6 +10,8 @@ from ai_edge_litert import schema_py_generated as schema
 from exporters import tflite_file
 from exporters.tflite_file import Place
 
+OPTIONS = {"BATCH_MATMUL": "BatchMatMulOptions"}  # the others' follow from the operator's name
+
 
 @dataclass(frozen=True, eq=False)
 class Nodes:
@@ -42,7 +44,7 @@ class Nodes:
         made.opcodeIndex = tflite_file.operator_code(self.model, name)
         made.inputs, made.outputs = [place.index for place in inputs], [place.index for place in outputs]
         if options:
-            kind = "".join(word.capitalize() for word in name.split("_")) + "Options"
+            kind = OPTIONS.get(name) or "".join(word.capitalize() for word in name.split("_")) + "Options"
             made.builtinOptionsType, made.builtinOptions = getattr(schema.BuiltinOptions, kind), getattr(schema, f"{kind}T")()
             vars(made.builtinOptions).update(options)
         self.operators.append(made)

@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from compress.numerics import Encoded
 from compress.numerics.storing import FORMAT, to_arrays
-from exporters import litert_lookups, tflite_file
+from exporters import litert_lookups, litert_products, tflite_file
 from exporters.litert_given import Given
 from exporters.litert_nodes import Nodes
 from exporters.litert_unpacking import Packed, factors, typed, unpack
@@ -78,7 +78,8 @@ def read_variables(model: Any, graph: Any, places: list[Place]) -> None:
         place.tensor.buffer = 0  # no longer a constant
         if is_read(place):
             nodes.operator("READ_VARIABLE", [nodes.variable(place.name)], [place])
-    graph.operators = [*nodes.operators, *(graph.operators or ())]
+    litert_products.rewrite(model, graph, {place.index for place in places})
+    graph.operators = [*nodes.operators, *graph.operators]
 
 
 def call_once(model: Any) -> None:

@@ -18,7 +18,7 @@ RUNTIME = "litert"
 OWN_NUMBERS = False
 
 EXPANDED = "DEQUANTIZE expands it to float32 when the model loads"
-UNPACKED = "operators of the graph decode it to float32 at the first run, for LiteRT's built-in float kernels instead of XNNPACK's"
+UNPACKED = "operators of the graph decode it to float32 at the first run, too late for XNNPACK to prepare it as it does constant weights"
 UNPACKED_ROWS = "operators of the graph decode its rows to float32 as they are looked up, at every run"
 BLOCKS = (32, 64, 128, 256)
 FOLDED = "the converter folded constants around these layers into their biases, with the float weights: "

@@ -9,9 +9,12 @@ import exporters
 from compress import compress
 from compress.errors import BrokenFile, ExportError, Refused
 from compress.formats import DynamicActivations, FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor, StaticActivations
+from compress.numerics.packing import pack_low_first
 from compress.plan import Decision
+from compress.presets import PRESETS
 from compress.recipe import Recipe
 from compress.samples import samples
+from compress.steps import Quantize
 from evaluators.runtimes import litert as runtime
 from exporters import litert_converter, litert_float, litert_unfolding, tflite_file, to_litert
 from exporters.litert_matching import Layout, order_of
@@ -31,16 +34,16 @@ def decision(fmt, activations=None, kind="linear", shape=(64, 64)) -> Decision:
 @pytest.mark.parametrize(
     ("fmt", "activations", "kind", "words"),
     [
-        (FloatFormat("bfloat16"), None, "linear", "bfloat16"),
         (FloatFormat("float16"), DynamicActivations(), "linear", "integer weights"),
-        (IntFormat(5, PerAxis()), None, "linear", "int5"),
-        (IntFormat(16, PerAxis()), None, "linear", "int16"),
-        (IntFormat(8, PerAxis(), "signed"), None, "linear", "negative"),
+        (IntFormat(5, PerAxis()), DynamicActivations(), "linear", "int5"),
+        (IntFormat(16, PerAxis()), DynamicActivations(), "linear", "int16"),
+        (IntFormat(8, PerAxis(), "signed"), DynamicActivations(), "linear", "negative"),
         (IntFormat(8, PerAxis(), "asymmetric"), DynamicActivations(), "linear", "zero point"),
-        (IntFormat(8, PerGroup(32)), None, "linear", "int4 only"),
-        (IntFormat(4, PerGroup(16), scale_dtype="bfloat16"), None, "linear", "32, 64"),
-        (IntFormat(4, PerGroup(32)), None, "linear", "bfloat16"),
-        (BLOCKS, None, "conv2d", "linear layers"),
+        (IntFormat(8, PerGroup(32)), DynamicActivations(), "linear", "int4 only"),
+        (IntFormat(4, PerGroup(16), scale_dtype="bfloat16"), DynamicActivations(), "linear", "32, 64"),
+        (IntFormat(4, PerGroup(32)), DynamicActivations(), "linear", "bfloat16"),
+        (PRESETS["bnb.nf4"].format, DynamicActivations(), "linear", "nf4 block-64"),
+        (BLOCKS, DynamicActivations(), "conv2d", "linear layers"),
         (BLOCKS, StaticActivations(), "linear", "run time"),
         (IntFormat(8, PerTensor()), DynamicActivations(), "depthwise_conv2d", "granularity axis"),
         (IntFormat(4, PerAxis()), DynamicActivations(), "conv_transpose2d", "int4 kernel"),
@@ -49,9 +52,10 @@ def decision(fmt, activations=None, kind="linear", shape=(64, 64)) -> Decision:
     ],
     ids=str,
 )
-def test_what_no_kernel_takes_is_refused(fmt, activations, kind, words):
+def test_what_no_kernel_takes_is_refused_with_activations_and_decoded_without(fmt, activations, kind, words):
     with pytest.raises(Refused, match=words):
         to_litert.place(decision(fmt, activations, kind), "pytorch")
+    assert to_litert.place(decision(fmt, None, kind), "pytorch").placement in ("decoded", "native")
 
 
 def test_placements_name_the_kernel():
@@ -60,6 +64,10 @@ def test_placements_name_the_kernel():
     assert to_litert.place(decision(INT8, kind="embedding"), "pytorch").placement == "native"
     assert to_litert.place(decision(INT8, kind="embedding"), "keras").placement == "decoded"
     assert "int8 at run time" in to_litert.place(decision(BLOCKS), "pytorch").reason
+    nf4 = PRESETS["bnb.nf4"].format
+    assert "at the first run" in to_litert.place(decision(nf4), "pytorch").reason
+    assert "at every run" in to_litert.place(decision(nf4, kind="embedding"), "pytorch").reason
+    assert "at the first run" in to_litert.place(decision(nf4, kind="embedding", shape=(64, 96)), "pytorch").reason  # blocks of 64 cross its rows
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 2, 4), (1, 3, 2, 2), (6, 1, 3, 3), (4, 7), (1, 1, 3)])
@@ -194,6 +202,36 @@ def test_a_network_is_converted_once(opened, tmp_path, monkeypatch):
     exporters.export(compress(opened, "float32"), tmp_path / "a.tflite")
     monkeypatch.setattr(litert_float, "convert", lambda network: pytest.fail("converted again"))
     exporters.export(compress(opened, "int8-dynamic"), tmp_path / "b.tflite")
+
+
+def test_groups_are_int4_only_in_the_runtime(tmp_path):
+    """XNNPACK refuses int8 and int2 groups; without it LiteRT reads neither scale nor group and returns something else, without a word."""
+    data = RNG.normal(size=(2, 64)).astype(np.float32)
+    scheme = Recipe(name="blocks", steps=(Quantize(weights=BLOCKS),))
+    artifact = exporters.export(compress(torch.nn.Linear(64, 8), scheme, inputs=data), tmp_path / "m.tflite")
+    for bits in (2, 8):
+        model = tflite_file.parse(artifact.path.read_bytes(), "m")
+        place = next(place for place in tflite_file.constants(model) if place.dtype == "int4")
+        codes = tflite_file.values(model, place).astype(np.int8)
+        place.tensor.type = next(code for code, name in tflite_file.TYPE_NAMES.items() if name == f"int{bits}")
+        place.tensor.buffer = tflite_file.add_buffer(model, codes if bits == 8 else pack_low_first(codes, 2))
+        with pytest.raises(Refused, match="unsupported tensor type"):
+            to_litert.check_loads(tflite_file.serialized(model))
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+def test_int4_groups_of_every_size_are_native(tmp_path, size):
+    data = RNG.normal(size=(4, 256)).astype(np.float32)
+    fmt = IntFormat(4, PerGroup(size), scale_dtype="bfloat16")
+    small = compress(torch.nn.Linear(256, 8), Recipe(name="blocks", steps=(Quantize(weights=fmt),)), inputs=data)
+    artifact = exporters.export(small, tmp_path / "m.tflite")
+    weight = next(t for t in artifact.tensors if t.name == "weight")
+    assert (weight.dtype, weight.placement, weight.size_bytes) == ("int4", "native", small.plan.compressed["weight"].size_bytes)
+    steps = np.abs(small.encoded["weight"].decode()).sum(1)
+    got, expected = run_both(small, artifact, data, 4)
+    for x, g, e in zip(data, got, expected, strict=True):
+        step = (max(x.max(), 0) - min(x.min(), 0)) / 255  # the kernel rounds each input by half a step of its own
+        assert np.all(np.abs(g[0] - e[0]) <= 0.51 * step * steps + 1e-5)
 
 
 @pytest.fixture(scope="module")
