@@ -139,11 +139,17 @@ class IntFormat:
 
     def contradictions(self):
         """Combinations that mean nothing, each with the rule that it breaks."""
-        yield self.bits == 1 and self.signed and self.symmetric and not self.rule.startswith("signed"), f"rule: {self.rule} divides by the largest code, 0 for 1 bit"
+        negative = self.rule.startswith("signed")
+        divides = self.signed and self.symmetric and not negative
+        yield self.bits == 1 and divides, f"rule: {self.rule} divides by the largest code, 0 for 1 bit"
         yield not self.signed and self.rule not in ("qmax", "asymmetric"), f"rule: {self.rule} needs codes of both signs, and signed is false"
         yield self.symmetric and self.zero_point != "integer", f"zero_point: {self.zero_point} needs rule asymmetric, not {self.rule}"
-        negative = self.rule.startswith("signed")
         yield negative and self.scale_dtype == "float8_e8m0", f"scale_dtype: float8_e8m0 has no sign, and rule {self.rule} makes negative scales"
+        float8 = self.scale_dtype.startswith("float8")
+        yield (
+            float8 and self.zero_point != "integer",
+            f"scale_dtype: {self.scale_dtype} cannot store {self.zero_point} zero points, which are kept in the same dtype",
+        )
         yield self.fit == "mse" and self.zero_point != "integer", f"fit: mse knows integer zero points, not {self.zero_point} ones"
         yield not self.symmetric and self.fit in ("octav", "entropy"), f"fit: {self.fit} finds one threshold for both signs, and rule asymmetric has two ends"
 

@@ -42,10 +42,12 @@ def test_tensors_have_the_oracles_bits(name, device):
         again = found.numpy()
         assert again.codes.dtype == expected.codes.dtype
         np.testing.assert_array_equal(again.codes, expected.codes)
-        np.testing.assert_allclose(again.scales, expected.scales, rtol=0 if not getattr(fmt, "double", None) else 1e-5)
+        # torch's mean of the scales may differ in its last digit, which every scale that is quantized twice adds
+        slack = 2e-7 * np.abs(expected.scales).max() if getattr(fmt, "double", None) else 0
+        np.testing.assert_allclose(again.scales, expected.scales, rtol=0, atol=slack)
         np.testing.assert_array_equal(again.zero_points, expected.zero_points)
         decoded = torch_numerics.decode_on_device(found).cpu().numpy()
-        np.testing.assert_allclose(decoded, expected.decode(), rtol=0 if not getattr(fmt, "double", None) else 1e-5)
+        np.testing.assert_allclose(decoded, expected.decode(), rtol=0, atol=slack)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -166,6 +166,8 @@ def codebook(values: torch.Tensor, fmt: CodebookFormat) -> TorchEncoded:
         whole = torch.where(largest > 0, largest / float(np.float32(E4M3_LARGEST * float(table.largest))), torch.ones_like(largest))
     scales = [codebook_scale(rows, fmt, table, whole) for rows in pieces]
     codes = [nearest(divided(rows, s if whole is None else s * whole, fmt.division), table) for rows, s in zip(pieces, scales, strict=True)]
+    if fmt.double:
+        scales = [torch.where(rows.any(1), s, 0.0) for rows, s in zip(pieces, scales, strict=True)]  # zeros had 1, so that nothing was divided by 0
     joined, double = join_scales(scales, reach.scale_shape(shape, fmt.granularity)), None
     if fmt.double:
         double = double_quantized(joined.ravel(), fmt)

@@ -14,7 +14,7 @@ from compress.numerics.codebooks import levels
 from compress.numerics.fast import fast
 from compress.numerics.packing import pack_low_first
 from compress.numerics.scales import code_dtype, dequantize, divided, fit, from_bfloat16_bits, quantize, rounded, stored, to_bfloat16_bits
-from compress.numerics.scaling import ScaleCodes, amax_scale, check_levels, double_quantized, mx_scale, nvfp4_scales
+from compress.numerics.scaling import ScaleCodes, amax_scale, check_levels, double_quantized, mx_scale, nvfp4_scales, without_zeros
 
 if TYPE_CHECKING:
     from compress.numerics.ledger import TensorLedger
@@ -213,6 +213,8 @@ def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
 def stored_levels(shape: tuple[int, ...], fmt: CodebookFormat, found: list[tuple], global_scale: np.float32 | None = None) -> Encoded:
     """The Encoded of (codes, scales) of each piece; scales are quantized again where the format says so."""
     codes, scales = zip(*found, strict=True)
+    if fmt.double:
+        scales = [without_zeros(rows, scale, levels(fmt.codebook)) for rows, scale in found]
     of_scales = reach.scale_shape(shape, fmt.granularity)
     joined, scale_codes = reach.join_scales(scales, of_scales), None
     if fmt.double:

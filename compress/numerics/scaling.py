@@ -58,6 +58,14 @@ def amax_scale(rows: np.ndarray, fmt: CodebookFormat, table: Levels) -> np.ndarr
     return stored(np.abs(rows).max(1) / table.largest, fmt.scale_dtype)
 
 
+def without_zeros(codes: np.ndarray, scale: np.ndarray, table: Levels) -> np.ndarray:
+    """`scale` [n] with 0 for rows of zeros, codes [n, m], where it was 1 so that nothing is divided by 0: the mean of all scales counts them so."""
+    ones = np.flatnonzero(scale == 1)
+    changed = scale.copy()
+    changed[ones[~table.values[codes[ones]].any(1)]] = 0
+    return changed
+
+
 def mx_scale(rows: np.ndarray, fmt: CodebookFormat, table: Levels) -> np.ndarray:
     """float32 powers of two [n] by one of the four rules; a row of zeros gets the smallest."""
     amax = np.maximum(np.abs(rows).max(1), TINY)

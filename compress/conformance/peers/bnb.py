@@ -21,6 +21,19 @@ def four_bits(kind: str, double: bool = False):
     return ask
 
 
+def stated(values: np.ndarray) -> Theirs:
+    """Double quantization by the code for devices without native kernels, in the steps of quantize_4bit."""
+    flat = torch.from_numpy(values).float()
+    operators, anywhere = torch.ops.bitsandbytes, torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd)
+    packed, amax = operators.quantize_4bit.default.redispatch(anywhere, flat, 64, "nf4", torch.uint8)
+    dynamic, offset = functional.create_dynamic_map(), amax.mean()
+    codes, factors = operators.quantize_blockwise.default.redispatch(anywhere, amax - offset, dynamic, 256)
+    scales = operators.dequantize_blockwise.default.redispatch(anywhere, codes, factors, dynamic, 256, torch.float32) + offset
+    decoded = operators.dequantize_4bit.default.redispatch(anywhere, packed, scales, 64, "nf4", list(values.shape), torch.float32)
+    pairs = packed.numpy().ravel()
+    return Theirs(np.stack([pairs >> 4, pairs & 15], 1).ravel()[: values.size], decoded.numpy(), codes.numpy())
+
+
 def rows(values: np.ndarray) -> Theirs:
     codes, amax, _ = functional.int8_vectorwise_quant(torch.from_numpy(values))
     return Theirs(codes.numpy(), functional.int8_vectorwise_dequant(codes, amax).numpy())
@@ -34,6 +47,7 @@ COARSE = (
 CLAIMS = (
     Claim("bnb.nf4", "quantize_4bit", four_bits("nf4")),
     Claim("bnb.nf4.dq", "quantize_4bit, compress_statistics", four_bits("nf4", double=True), COARSE),
+    Claim("bnb.nf4.dq", "backends.default", stated),
     Claim("bnb.fp4", "quantize_4bit", four_bits("fp4")),
-    Claim("bnb.int8.row", "int8_vectorwise_quant", rows, "The library multiplies by 127 / amax, we divide by amax / 127", dtype="float16"),
+    Claim("bnb.int8.row", "int8_vectorwise_quant", rows, "It multiplies by 127 / amax, this project divides by amax / 127", dtype="float16"),
 )

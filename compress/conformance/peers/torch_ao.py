@@ -82,9 +82,9 @@ def intx(bits: torch.dtype, mapping: MappingType):
 
 
 FP4 = torch.float4_e2m1fn_x2
-CLAMPED = "The library raises a scale to the smallest normal float32"
+CLAMPED = "It raises a scale to the smallest normal float32"
 HALF_SCALE = "Where it stores a scale of 2^-127 it divides by 2^-126"
-BF16_END = "The library computes a group's smallest value back from its bfloat16 zero point, in bfloat16, before it quantizes"
+BF16_END = "It computes a group's smallest value back from its bfloat16 zero point, in bfloat16, before it quantizes; groups of zeros get the smallest code"
 NO_ZEROS = "It divides 0 by 0 in blocks of zeros, so their scales are NaN"
 NO_ZERO_TENSOR = "It multiplies by the reciprocal of both scales, this project divides by their product; it divides 0 by 0 in a tensor of zeros"
 CLAIMS = (
