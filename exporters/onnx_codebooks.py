@@ -24,8 +24,7 @@ def decoded_scales(stored: "Stored") -> ir.Value:
     build, name, double, codes = stored.build, f"{stored.name}/scale", stored.encoded.format.double, stored.encoded.scale_codes
     kept = stored.once("scale_codes", lambda: codes.codes)
     if double.kind == "dynamic":
-        stored.made["scale_table"] = unpack.table(build, "dynamic8")
-        level = unpack.looked_up(build, stored.made["scale_table"], build.cast(kept, INT32, f"{name}/index"), name)
+        level = unpack.looked_up(build, unpack.table(build, "dynamic8"), build.cast(kept, INT32, f"{name}/index"), name)
     else:
         level = build.cast(kept, FLOAT, f"{name}/level")
     column = build.reshape(stored.once("scale_factors", lambda: codes.factors), (1, -1, 1), f"{name}/factor_column")
@@ -46,28 +45,37 @@ def decoded_levels(stored: "Stored") -> ir.Value:
 
 
 def levels(stored: "Stored") -> ir.Value:
-    """float32 levels of a codebook with a name, or of a user's."""
-    fmt, build = stored.encoded.format, stored.build
-    if small_float(fmt) is not None:
+    """float32 levels in canonical shape, before any scale."""
+    if small_float(stored.encoded.format) is not None:
         return stored.wide(FLOAT)
-    if isinstance(fmt.codebook, str):
-        entries = stored.made["table"] = unpack.table(build, fmt.codebook)
-    else:
-        entries = stored.once("levels", lambda: np.array(fmt.codebook, np.float32))
-    return unpack.looked_up(build, entries, stored.wide(INT32), stored.name)
+    return unpack.looked_up(stored.build, named_entries(stored), stored.wide(INT32), stored.name)
+
+
+def named_entries(stored: "Stored") -> ir.Value:
+    """float32 levels of a codebook with a name, or of a user's."""
+    codebook = stored.encoded.format.codebook
+    if not isinstance(codebook, str):
+        return stored.once("levels", lambda: np.array(codebook, np.float32))
+    stored.made["table"] = unpack.table(stored.build, codebook)
+    return stored.made["table"]
 
 
 def learned_levels(stored: "Stored") -> ir.Value:
-    """Entries of learned codebooks, which lie one after the other: a code's index is its codebook's start plus itself."""
+    """float32 in canonical shape: a code's index is its codebook's start plus itself."""
     build, name, codes = stored.build, stored.name, stored.wide(INT32)
-    count, entries = prod(stored.scale_shape), stored.encoded.codebook.shape[-1]
-    if count > 1:
-        limits = [build.constant(f"{name}/{what}", np.int32(n)) for what, n in (("first", 0), ("last", count * entries), ("entries", entries))]
-        starts = build.node("Range", limits, f"{name}/starts")
-        spread = stored.over_codes(lambda shape: build.reshape(starts, shape, f"{name}/starts_shaped"), f"{name}/starts_spread")
+    if prod(stored.scale_shape) > 1:
+        spread = stored.over_codes(lambda shape: starts(stored, shape), f"{name}/starts_spread")
         codes = build.node("Add", [stored.shaped(codes, stored.view, "groups"), spread], f"{name}/index")
         codes = stored.shaped(codes, stored.shape, "index_whole")
     return unpack.looked_up(build, learned_entries(stored), codes, name)
+
+
+def starts(stored: "Stored", shape: tuple[int, ...]) -> ir.Value:
+    """int32: where each learned codebook starts among all their entries, which lie one after the other."""
+    build, name, entries = stored.build, stored.name, stored.encoded.codebook.shape[-1]
+    limits = {"first": 0, "last": prod(stored.scale_shape) * entries, "entries": entries}
+    counted = build.node("Range", [build.constant(f"{name}/{what}", np.int32(n)) for what, n in limits.items()], f"{name}/starts")
+    return build.reshape(counted, shape, f"{name}/starts_shaped")
 
 
 def learned_entries(stored: "Stored") -> ir.Value:

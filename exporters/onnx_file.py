@@ -24,7 +24,7 @@ BITS = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4e2m1": 4}
 MOVING = ("Transpose", "Reshape", "Slice", "Cast", "Identity")
 INTEGER = {"QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm"}
 INTEGER |= {"MatMulNBits", "MatMulBnb4"}
-CODES = ("codes", "blocks", "bnb4")  # the parts of a tensor, by what the ledger calls them; tables that all tensors share count for none
+CODES = ("codes", "blocks", "bnb4", "rows")  # the parts of a tensor, by what the ledger calls them; tables that all tensors share count for none
 SCALES = ("scales", "kernel_scales", "global_scale", "scale_codes", "scale_factors", "scale_offset", "codebook", "codebook_scales", "levels")
 ZERO_POINTS = ("zero_points", "block_zero_points")
 
@@ -202,12 +202,16 @@ def numbers(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...], 
     """The arrays of a StoredTensor."""
     if isinstance(fmt, FloatFormat):
         return {"codes": arrays["codes"] if fmt.dtype == "float16" else arrays["codes"].view(np.uint16)}
-    if "bnb4" in arrays:
-        codes = LAYOUTS["matmulbnb4"].unpack(arrays["bnb4"], 4, shape)
-    else:
-        codes = packing.unpacked_blocks(arrays["blocks"], fmt, shape) if "blocks" in arrays else packing.unpacked_codes(arrays["codes"], fmt, shape)
     zero = zero_points(arrays, fmt, shape, scale_shape) if isinstance(fmt, IntFormat) else None
-    return {"codes": codes, "scales": scales(arrays, fmt, scale_shape), "zero_points": zero, "codebook": codebook(arrays)}
+    return {"codes": codes(arrays, fmt, shape), "scales": scales(arrays, fmt, scale_shape), "zero_points": zero, "codebook": codebook(arrays)}
+
+
+def codes(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...]) -> np.ndarray:
+    if "bnb4" in arrays:
+        return LAYOUTS["matmulbnb4"].unpack(arrays["bnb4"], 4, shape)
+    if "rows" in arrays:
+        return packing.unpacked_rows(arrays["rows"], fmt, shape)
+    return packing.unpacked_blocks(arrays["blocks"], fmt, shape) if "blocks" in arrays else packing.unpacked_codes(arrays["codes"], fmt, shape)
 
 
 def scales(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -97,3 +97,13 @@ def unpacked_block_zero_points(packed: np.ndarray, fmt: Format, shape: tuple[int
     rows = rows - (1 << (bits - 1) if is_signed(fmt) else 0)
     blocks = -(-prod(shape[1:]) // block)
     return rows[:, : blocks : block_reach(shape, fmt, block)].reshape(scale_shape) if scale_shape else rows[0, 0]
+
+
+def packed_rows(encoded: Encoded) -> np.ndarray:
+    """uint8 [rows, bytes]: codes of 1, 2, 4 or 8 bits, low bits first, each row in whole bytes."""
+    return pack_low_first(encoded.codes, encoded.format.bits).reshape(encoded.shape[0], -1)
+
+
+def unpacked_rows(packed: np.ndarray, fmt: Format, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse, in canonical shape."""
+    return unpack_low_first(packed.ravel(), fmt.bits, prod(shape), signed=False).reshape(shape)

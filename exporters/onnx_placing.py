@@ -10,12 +10,13 @@ from compress.plan import Decision
 from exporters.onnx_codebooks import bnb4_inputs
 from exporters.onnx_graph import MICROSOFT, Builder, Use
 from exporters.onnx_layouts import Layout
+from exporters.onnx_rows import gather_levels
 from exporters.onnx_schemes import AT_LOAD, BNB4, Kernel, Scheme, bnb4_block, scheme, width
 from exporters.onnx_storing import FLOAT, Stored, in_layout
 from exporters.onnx_unpacking import byte_type, first
 
 SEES = {"MatMul": "linear", "Gemm": "linear", "Gather": "embedding"}  # the layer kind that a node makes of a tied weight
-PACKED = ("blocks", "gather_blocks", "bnb4")  # codes lie as these kernels want them
+PACKED = ("blocks", "gather_blocks", "gather_levels", "bnb4")  # codes lie as these kernels want them
 BIAS_REACH = np.float32(2**30)  # of int32's 2^31: room for the products that the accumulator adds
 
 
@@ -186,5 +187,6 @@ PLACE: dict[Kernel, object] = {
     "blocks": blocks,
     "bnb4": bnb4,
     "gather": gather,
+    "gather_levels": gather_levels,
     "gather_blocks": gather_blocks,
 }

@@ -20,13 +20,14 @@ from compress.formats import (
 )
 from compress.plan import Decision, Placement
 
-Kernel = Literal["decode", "integer", "qlinear_conv", "blocks", "bnb4", "gather", "gather_blocks"]
+Kernel = Literal["decode", "integer", "qlinear_conv", "blocks", "bnb4", "gather", "gather_levels", "gather_blocks"]
 """decode         expanded to float32 by constant folding when the file is loaded
 integer        MatMulIntegerToFloat: uint8 activations times 8-bit weights
 qlinear_conv   DequantizeLinear around Conv, which ONNX Runtime fuses to QLinearConv
 blocks         MatMulNBits: 2, 4 or 8 bit blocks along the inputs
 bnb4           MatMulBnb4: NF4 and FP4 in flat blocks
 gather         rows of codes are gathered, then decoded
+gather_levels  rows of packed codes are gathered, then decoded from a codebook
 gather_blocks  GatherBlockQuantized: the same for 2 and 4 bits and for groups
 """
 
@@ -79,6 +80,8 @@ def name(fmt: IntFormat, bits: int | None = None) -> str:
 
 
 def codebook(kind: str, shape: tuple[int, ...], fmt: CodebookFormat) -> Scheme:
+    if kind == "embedding" and rows_alone(shape, fmt):
+        return Scheme("gather_levels", "decoded", "rows are gathered as codes and expanded to float32 one by one")
     if fmt.codebook not in BNB4 or fmt.scaling == "none":
         return Scheme("decode", "decoded", f"{AT_LOAD}: ONNX Runtime has no kernel that computes with {fmt}")
     if kind not in MATRICES:
@@ -87,7 +90,15 @@ def codebook(kind: str, shape: tuple[int, ...], fmt: CodebookFormat) -> Scheme:
         return Scheme(
             "decode", "decoded", f"{AT_LOAD}: MatMulBnb4 takes flat blocks of 16, 32, 64, 128 or 256 values, into which {fmt.granularity} does not divide"
         )
-    return Scheme("bnb4", "native", "double-quantized scales become float32 when the file is loaded" if fmt.double else "")
+    scales = "double-quantized scales become float32 when the file is loaded; " if fmt.double else ""
+    return Scheme("bnb4", "native", f"{scales}MatMulBnb4 expands the codes again in every run, and is slower than float where inputs are few")
+
+
+def rows_alone(shape: tuple[int, ...], fmt: CodebookFormat) -> bool:
+    """Whether a row of a table has its own bytes and its own scales, in equal groups, so that it can be decoded by itself."""
+    inputs = prod(shape[1:])
+    even = isinstance(fmt.granularity, PerTensor | PerAxis) or inputs % fmt.granularity.size == 0
+    return even and 8 % fmt.bits == 0 and inputs * fmt.bits % 8 == 0
 
 
 def bnb4_block(shape: tuple[int, ...], granularity: Granularity) -> int | None:

@@ -26,14 +26,25 @@ def integers(build: Builder, stored: ir.Value, fmt: Format, shape: tuple[int, ..
 
 
 def dense(build: Builder, packed: ir.Value, bits: int, count: int, name: str) -> ir.Value:
-    """int32 [count, 1] from bytes that hold codes of `bits` bits, low bits first: each bit by itself, then their sum."""
+    """int32 [count] or [count, 1] from bytes that hold codes of `bits` bits, low bits first. Those that straddle bytes: bit by bit, then their sum."""
+    if 8 % bits == 0:
+        codes = build.reshape(split_bytes(build, packed, bits, name), (-1,), f"{name}/codes_flat")
+        return first(build, codes, count, 0, f"{name}/codes_used") if count * bits % 8 else codes
     column = build.reshape(packed, (-1, 1), f"{name}/bytes")
-    shifts, one = build.shared("bit_shifts", np.arange(8, dtype=np.uint8)), build.shared("bit_one", np.array([1], np.uint8))
+    shifts, one = build.shared("shifts_1", np.arange(8, dtype=np.uint8)), build.shared("mask_1", np.array([1], np.uint8))
     single = build.node("BitwiseAnd", [build.node("BitShift", [column, shifts], f"{name}/shifted", direction="RIGHT"), one], f"{name}/bits")
     if count * bits % 8:
         single = first(build, build.reshape(single, (-1,), f"{name}/bits_flat"), count * bits, 0, f"{name}/bits_used")
     worth = build.shared(f"bit_worth_{bits}", (1 << np.arange(bits)).astype(np.uint8).reshape(-1, 1))
     return build.node("MatMulInteger", [build.reshape(single, (-1, bits), f"{name}/bits_apart"), worth], f"{name}/unpacked")
+
+
+def split_bytes(build: Builder, packed: ir.Value, bits: int, name: str) -> ir.Value:
+    """int32 [bytes, codes in a byte] of 1, 2 or 4 bits."""
+    column = build.reshape(packed, (-1, 1), f"{name}/bytes")
+    shifts, mask = build.shared(f"shifts_{bits}", np.arange(0, 8, bits, dtype=np.uint8)), build.shared(f"mask_{bits}", np.array([(1 << bits) - 1], np.uint8))
+    shifted = build.node("BitShift", [column, shifts], f"{name}/shifted", direction="RIGHT")
+    return build.cast(build.node("BitwiseAnd", [shifted, mask], f"{name}/masked"), INT32, f"{name}/codes_int32")
 
 
 def first(build: Builder, value: ir.Value, count: int, axis: int, name: str) -> ir.Value:

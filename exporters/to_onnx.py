@@ -104,9 +104,9 @@ def placed_weight(build, value, layout, encoded: Encoded, decision: Decision, us
 
     stored = Stored(build, decision.name, encoded)
     scheme = place(build, value, layout, stored, decision, uses)
-    made = {role: constant.name for role, constant in stored.made.items()}
+    made = {role: constant.name for role, constant in (build.common | stored.made).items()}  # what tensors share belongs to each of them
     return {
-        "file_name": next(made[role] for role in ("codes", "blocks", "bnb4") if role in made),
+        "file_name": next(made[role] for role in ("codes", "blocks", "bnb4", "rows") if role in made),
         "placement": scheme.placement,
         "reason": scheme.reason,
         "constants": made,

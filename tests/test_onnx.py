@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,24 @@ torch = pytest.importorskip("torch")
 ort = pytest.importorskip("onnxruntime")
 
 import exporters  # noqa: E402
-from compress import Recipe, compress  # noqa: E402
+from compress import Recipe, compress, open_model  # noqa: E402
 from compress.errors import BrokenFile, ExportError, Refused  # noqa: E402
-from compress.formats import DynamicActivations, IntFormat, PerAxis, PerGroup, PerTensor, StaticActivations  # noqa: E402
+from compress.formats import (  # noqa: E402
+    CodebookFormat,
+    DoubleQuantized,
+    DynamicActivations,
+    IntFormat,
+    Learned,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerTensor,
+    StaticActivations,
+)
+from compress.presets import PRESETS  # noqa: E402
 from compress.steps import Quantize  # noqa: E402
 from evaluators.runtimes import ort as runtime  # noqa: E402
+from exporters import onnx_codebooks  # noqa: E402
 from exporters.onnx_layouts import layout_of  # noqa: E402
 from exporters.onnx_schemes import scheme  # noqa: E402
 
@@ -127,6 +142,171 @@ def test_blocks_of_any_reach_and_sign_give_the_decoded_product(fmt, tmp_path):
         bound = 50 * np.finfo(np.float32).eps * (np.abs(weight) @ np.abs(x) + np.abs(model.bias.detach().numpy()))
         got = session.run({"input": x[None]})[0][0]
         assert np.all(np.abs(got - (weight.astype(np.float64) @ x + model.bias.detach().numpy())) <= bound)
+
+
+def short(size: int) -> PerGroup:
+    return PerGroup(size, "short")
+
+
+BNB4 = [
+    *(PRESETS[name].format for name in ("bnb.nf4", "bnb.fp4", "bnb.nf4.dq")),
+    *(CodebookFormat("nf4", granularity) for granularity in (PerTensor(), PerAxis(), PerGroup(48), PerBlock(512))),
+    CodebookFormat("fp4_bnb", PerBlock(16), scale_dtype="float16"),
+    CodebookFormat("nf4", PerBlock(32), double=DoubleQuantized("linear", 8)),
+]
+NBITS = [
+    PRESETS["ort.matmulnbits.uint4"].format,
+    IntFormat(4, PerAxis(), "qmax", signed=False),
+    IntFormat(2, PerBlock(48), "asymmetric", signed=False, zero_point="float"),
+    IntFormat(4, short(64), "asymmetric", scale_dtype="bfloat16", zero_point="offset"),
+    IntFormat(4, short(64), "half", scale_dtype="float8_e4m3"),
+    IntFormat(1, PerGroup(16), "signed"),
+    IntFormat(3, short(64), "asymmetric", scale_dtype="float8_e8m0"),
+    IntFormat(3, PerAxis(), "asymmetric", signed=False),
+]
+AT_LOAD = [
+    *(PRESETS[name].format for name in ("torchao.nf4", "mx.fp4", "mx.fp6.e3m2", "mx.fp8", "nvfp4", "fp8.e5m2", "log2.5", "apot.4", "nf3.block64")),
+    *(CodebookFormat(Learned(entries, entry_dtype=dtype), reach, "none") for entries, dtype, reach in (
+        (16, "float32", PerTensor()), (5, "float16", PerAxis()), (12, "int8", short(64)), (200, "int8", PerBlock(100)))),
+    CodebookFormat((-0.2, -0.01, 0.0, 0.05, 0.1), PerTensor(), "none"),
+    CodebookFormat((-1.0, 1.0), PerAxis(), scale_dtype="bfloat16"),
+    CodebookFormat("nf4", short(20), double=DoubleQuantized("dynamic", 8)),
+    IntFormat(5, short(64), "half", scale_dtype="float8_e8m0"),
+    IntFormat(8, PerBlock(40), "asymmetric", signed=False, zero_point="float"),
+    IntFormat(16, short(64), "asymmetric", signed=False),
+    IntFormat(4, short(20), "asymmetric", zero_point="offset"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fmt, kernel", [*((f, "MatMulBnb4") for f in BNB4), *((f, "MatMulNBits") for f in NBITS), *((f, "Gemm") for f in AT_LOAD)], ids=str)
+def test_weights_of_every_kind_are_the_decoded_ones_element_by_element(fmt, kernel, tmp_path):
+    torch.manual_seed(7)
+    model = torch.nn.Linear(96, 11, bias=False)  # an odd number of rows; 96 inputs: short last groups of 64, blocks that run on into the next row
+    small = compress(model, recipe(fmt), inputs=np.zeros((2, 96), np.float32))
+    artifact = exporters.export(small, tmp_path / "m.onnx")
+    stored = next(t for t in artifact.tensors if t.name == "weight")
+    assert stored.placement == ("decoded" if kernel == "Gemm" else "native") and len(artifact.tensors) == 1
+    assert set(kernels(artifact.path, tmp_path)) == {kernel}  # all that decodes is folded when the file is loaded
+    weight, session = small.encoded["weight"].decode(), runtime.load(artifact, 1)
+    got = np.stack([session.run({"input": row[None]})[0][0] for row in np.eye(96, dtype=np.float32)], axis=1)
+    # one product with 1 and 95 zeros is exact. MatMulNBits adds scale * code and -scale * zero, each rounded, where zero is a float
+    reach = np.abs(weight).max(1, keepdims=True) * (2 if getattr(fmt, "zero_point", "integer") != "integer" and kernel == "MatMulNBits" else 0)
+    assert np.all(np.abs(got - weight) <= 2 * np.finfo(np.float32).eps * reach)
+
+
+ANYWHERE = [
+    "bnb.nf4",
+    "torchao.nf4",
+    "kmeans.16.channel",
+    "kmeans.256",
+    "mx.fp6.e2m3",
+    "mx.fp8",
+    "nvfp4",
+    "nf2.block64",
+    "onnx.dynamic.uint8",
+    "gguf.q4_1",
+    "apot.6",
+]
+
+
+@pytest.mark.parametrize("width", [24, 64])  # with 24, blocks run on from row to row
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_tables_give_the_decoded_rows(name, width, tmp_path):
+    torch.manual_seed(8)
+    small = compress(torch.nn.Embedding(300, width), recipe(granular(PRESETS[name].format)), inputs=IDS[:1])
+    artifact = exporters.export(small, tmp_path / "t.onnx")
+    got = runtime.load(artifact, 1).run({small.network.inputs[0].name: IDS[:1]})[0]
+    assert np.array_equal(got, small.encoded["weight"].decode()[IDS[:1]])
+    by_row = "one by one" in next(t.reason for t in artifact.tensors if t.name == "weight")
+    kept = optimized(artifact.path, tmp_path).graph.initializer
+    assert by_row != any(t.data_type == onnx.TensorProto.FLOAT and np.prod(t.dims) == 300 * width for t in kept)
+    assert by_row or width == 24 or name not in ("bnb.nf4", "torchao.nf4", "kmeans.16.channel", "mx.fp8", "nvfp4", "nf2.block64")
+
+
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_convolutions_compute_with_the_decoded_weights(name, tmp_path):
+    torch.manual_seed(8)
+    conv, pixels = torch.nn.Conv2d(3, 5, 3, bias=False), np.zeros((27, 3, 3, 3), np.float32)
+    pixels.reshape(27, 27)[np.diag_indices(27)] = 1  # each shows one weight of every channel
+    small = compress(conv, recipe(granular(PRESETS[name].format)), inputs=pixels[:1])
+    session = runtime.load(exporters.export(small, tmp_path / "c.onnx"), 1)
+    got = np.stack([session.run({"input": pixel[None]})[0].ravel() for pixel in pixels], axis=1)
+    assert np.array_equal(got, small.encoded["weight"].decode().reshape(5, 27))
+
+
+def granular(fmt):
+    return replace(fmt, granularity=short(fmt.granularity.size)) if isinstance(fmt.granularity, PerGroup) else fmt
+
+
+@pytest.mark.parametrize("activations", [DynamicActivations(), StaticActivations()], ids=str)
+@pytest.mark.parametrize("bits, signed, rule", [(8, False, "asymmetric"), (8, False, "qmax"), (6, True, "half"), (7, False, "asymmetric")])
+def test_unsigned_and_odd_widths_run_on_integer_kernels(bits, signed, rule, activations, tmp_path):
+    model = torch.nn.Linear(64, 9)
+    if rule == "qmax":  # which is for values without a sign
+        model.weight.data.abs_()
+    small = compress(model, recipe(IntFormat(bits, PerAxis(), rule, signed=signed), activations), calibration=MLP_DATA)
+    artifact = exporters.export(small, tmp_path / "m.onnx")
+    assert set(kernels(artifact.path, tmp_path)) & {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+    session, reference = runtime.load(artifact, 1), small.simulate()
+    weight = np.abs(small.encoded["weight"].decode()).sum(1)
+    step = (MLP_DATA.max() - MLP_DATA.min()) / 255  # the widest that either kind of activations has
+    for x in MLP_DATA[:4]:
+        got, expected = (run({"input": x[None]})[0][0] for run in (session.run, reference.run))
+        assert np.all(np.abs(got - expected) <= step / 2 * weight * 1.01)  # each input off by at most half a step
+
+
+@pytest.mark.parametrize("fmt", [PRESETS["bnb.nf4"].format, PRESETS["nvfp4"].format, PRESETS["hqq.int4.group64"].format], ids=str)
+def test_static_activations_refuse_what_integer_kernels_cannot_hold(fmt, tmp_path):
+    small = compress(mlp(), recipe(fmt, StaticActivations()), calibration=MLP_DATA)
+    with pytest.raises(Refused, match="no kernel with static int8 activations.*0.weight"):
+        exporters.export(small, tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "fmt, placement",
+    [
+        (CodebookFormat("nf4", PerBlock(256)), "native"),
+        (CodebookFormat("nf4", PerGroup(32), double=DoubleQuantized()), "native"),
+        (CodebookFormat("nf4", PerBlock(96)), "native"),  # in blocks of 32
+        (CodebookFormat("nf4", PerBlock(100)), "decoded"),
+        (PRESETS["kmeans.16"].format, "decoded"),
+    ],
+    ids=str,
+)
+def test_codebooks_of_a_projection_split_inside_the_graph(fmt, placement, tmp_path):
+    data = RANDOM.normal(size=(4, 5, 32)).astype(np.float32)
+    small = compress(Cross(), recipe(fmt), inputs=data)
+    artifact = exporters.export(small, tmp_path / "m.onnx")
+    assert next(t for t in artifact.tensors if t.name == "attention.in_proj_weight").placement == placement
+    got, expected = runtime.load(artifact, 1).run({"x": data[:1]})[0], small.simulate().run({"x": data[:1]})[0]
+    assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()  # float32 sums in another order
+
+
+def test_a_codebook_that_differs_in_the_file_is_an_error(tmp_path, monkeypatch):
+    small = compress(mlp(), recipe(PRESETS["kmeans.16"].format), inputs=MLP_DATA)
+    monkeypatch.setattr(onnx_codebooks, "stored_codebook", lambda book, dtype: {"codebook": np.nextafter(book, np.float32(1))})
+    with pytest.raises(ExportError, match="0.weight: codebooks differ"):
+        exporters.export(small, tmp_path / "m.onnx")
+
+
+@pytest.fixture(scope="module")
+def sized():
+    """A network of some 100,000 weights, and the bytes of its float graph."""
+    torch.manual_seed(9)
+    layers = [torch.nn.Linear(256, 256), torch.nn.ReLU(), torch.nn.Linear(256, 128), torch.nn.ReLU(), torch.nn.Linear(128, 16)]
+    network = open_model(torch.nn.Sequential(*layers), np.zeros((1, 256), np.float32))
+    with tempfile.TemporaryDirectory() as folder:
+        return network, exporters.export(compress(network, "float32"), Path(folder) / "f.onnx").ledger.graph
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_files_take_the_predicted_bytes(name, sized, tmp_path):
+    network, graph = sized
+    small = compress(network, recipe(PRESETS[name].format))
+    ledger = exporters.export(small, tmp_path / "m.onnx").ledger
+    # what kernels pack by rows, zero points of tensors and channels among it, is repeated for each row: far below 1%
+    assert abs(ledger.file_bytes - ledger.graph - small.plan.size_bytes) <= 0.01 * small.plan.size_bytes
+    assert ledger.graph - graph < 1100 + 3 * 4096  # a table of 256 levels, and for each of three weights the nodes that decode it and what the file says of it
 
 
 def test_static_products_are_those_of_the_stored_integers(tmp_path):
