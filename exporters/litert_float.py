@@ -15,6 +15,8 @@ from exporters import tflite_file
 from exporters.litert_matching import Layout, match
 from exporters.litert_unfolding import flatten_biases, restore_biases, unfold
 
+LONGEST_NAME = 40  # characters of a tensor's name that are worth their bytes
+
 
 @dataclass(frozen=True, eq=False)
 class FloatFile:
@@ -67,7 +69,16 @@ def parsed(data: bytes, inputs: int) -> Any:
     """The ModelT of a converted network with its own `inputs` only."""
     model = tflite_file.parse(data, "the converted model")
     drop_input(model, inputs)
+    shorten_names(model)
     return model
+
+
+def shorten_names(model: Any) -> None:
+    """Keeps the end of long names: converters join the paths of all modules that a tensor went through, 300 kB in a MiniLM."""
+    for number, place in enumerate(tflite_file.all_tensors(model)):
+        if len(place.name) > LONGEST_NAME:
+            ends = re.findall(r"[^/;.]*[A-Za-z][^/;.]*", place.name)
+            place.tensor.name = f"{ends[-1][:LONGEST_NAME] if ends else ''}#{number}".encode()
 
 
 def from_pytorch(network: Network) -> bytes:

@@ -128,6 +128,14 @@ def opened(attention):
     return compress(attention[0], "float32", inputs=attention[1]).network
 
 
+def test_names_are_short_and_their_own(opened, tmp_path):
+    artifact = exporters.export(compress(opened, "float32"), tmp_path / "m.tflite")
+    graph = tflite_file.parse(artifact.path.read_bytes(), "m").subgraphs[0]
+    names = [tflite_file.text(tensor.name) for tensor in graph.tensors]
+    assert len(set(names)) == len(names) and max(map(len, names)) < 60
+    assert any("Linear_query" in name for name in names)
+
+
 def run_both(small, artifact, data, count=6):
     session, oracle = runtime.load(artifact, 1), small.simulate()
     batches = [batch for batch, _ in zip(samples(data, small.network.inputs), range(count), strict=False)]
