@@ -11,6 +11,9 @@ HEAD = f"""# Conformance
 Golden vectors through this project and through the live library that owns each preset, on a CPU. Written by
 `compresskit conformance --output docs/conformance.md`; `tests/test_conformance.py` asks the libraries again and fails where a class is worse than here.
 
+The vectors are weights [64, 256]; odd length is [33, 65], ragged tail [63, 264], Gaussian and Student-t [128, 1024]. `compress/conformance/golden.py` says
+what each holds.
+
 | class | meaning |
 |---|---|
 | EXACT | every code is the same (-0 and +0 count as one level); both decode to the same bits, or within {DECODED_ULPS} float32 steps where `ulp` is said |

@@ -5,7 +5,17 @@ import torch
 from torchao.prototype.mx_formats.config import ScaleCalculationMode
 from torchao.prototype.mx_formats.mx_tensor import to_dtype, to_mx
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
-from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, MappingType, PerGroup, quant_primitives, quantize_, to_nf4
+from torchao.quantization import (
+    Float8Tensor,
+    Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
+    MappingType,
+    PerGroup,
+    PerTensor,
+    quant_primitives,
+    quantize_,
+    to_nf4,
+)
 
 from compress.conformance.matrix import CannotTake, Theirs
 from compress.conformance.peers import Claim
@@ -69,6 +79,14 @@ def mx(element, mode: str):
     return ask
 
 
+def float8(kind: torch.dtype):
+    def ask(values: np.ndarray) -> Theirs:
+        found = Float8Tensor.from_hp(torch.from_numpy(values), kind, PerTensor())
+        return Theirs(found.qdata.view(torch.uint8).numpy(), found.dequantize().numpy())
+
+    return ask
+
+
 def nvfp4(values: np.ndarray) -> Theirs:
     given = torch.from_numpy(values)
     with refusals():
@@ -85,7 +103,7 @@ FP4 = torch.float4_e2m1fn_x2
 CLAMPED = "It raises a scale to the smallest normal float32"
 HALF_SCALE = "Where it stores a scale of 2^-127 it divides by 2^-126"
 BF16_END = "It computes a group's smallest value back from its bfloat16 zero point, in bfloat16, before it quantizes; groups of zeros get the smallest code"
-NO_ZEROS = "It divides 0 by 0 in blocks of zeros, so their scales are NaN"
+NO_ZEROS = "It divides 0 by 0 where all values of a scale are zero"
 NO_ZERO_TENSOR = "It multiplies by the reciprocal of both scales, this project divides by their product; it divides 0 by 0 in a tensor of zeros"
 CLAIMS = (
     Claim("torchao.int8wo", "Int8WeightOnlyConfig", quantized(Int8WeightOnlyConfig(set_inductor_config=False))),
@@ -94,6 +112,8 @@ CLAIMS = (
     Claim("torchao.intx4.asymmetric", "IntxWeightOnlyConfig, ASYMMETRIC", intx(torch.int4, MappingType.ASYMMETRIC), CLAMPED),
     Claim("torchao.int4.group32", "choose_qparams_affine_tinygemm", tinygemm, BF16_END),
     Claim("torchao.nf4", "to_nf4", nf4, NO_ZEROS),
+    Claim("fp8.e4m3", "Float8Tensor.from_hp, PerTensor", float8(torch.float8_e4m3fn), NO_ZEROS),
+    Claim("fp8.e5m2", "Float8Tensor.from_hp, PerTensor", float8(torch.float8_e5m2), NO_ZEROS),
     Claim("mx.fp4", "to_mx FLOOR", mx(FP4, "FLOOR"), HALF_SCALE),
     Claim("mx.fp4.even", "to_mx EVEN", mx(FP4, "EVEN"), HALF_SCALE),
     Claim("mx.fp4.ceil", "to_mx CEIL", mx(FP4, "CEIL"), HALF_SCALE),
