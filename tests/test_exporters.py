@@ -95,8 +95,9 @@ def test_built_in_recipes(exporter, recipe, name):
     for runtime in runtimes_of(exporter):
         got = runs(artifact, runtime, name)
         error = float(np.mean([np.square(g - e).mean() for g, e in zip(got, expected, strict=True)]))
-        # float paths differ by rounding order only; int8 activations keep about 48 dB a tensor, 20 dB is far below what any layer chain here gives
-        floor = 90 if not any(s.activations for s in small.recipe.steps) and recipe != "int4-group32" else 20
+        # float paths differ by rounding order only; int8 activations and bfloat16 keep about 48 dB a tensor, 20 dB is far below what any layer chain here gives
+        coarse = any("computes in bfloat16" in t.reason or "activations to int8" in t.reason for t in artifact.tensors)
+        floor = 90 if not any(s.activations for s in small.recipe.steps) and not coarse else 20
         assert 10 * np.log10(signal / max(error, 1e-30)) > floor, runtime
 
 
