@@ -17,10 +17,11 @@ class Given:
     packed: LiteRT's own types cannot hold them; litert-quantizer leaves such weights alone, and operators of the graph decode them.
     """
 
+    name: str  # the plan's
     encoded: Encoded
     layout: Layout
     activations: Any
-    packed: bool = False
+    packed: bool
 
     def parameters(self, single_channel_axis: int = 0) -> Any:
         from litert_quantizer import qtyping

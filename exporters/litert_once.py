@@ -22,19 +22,19 @@ from exporters.tflite_file import Place
 SUBGRAPH = "compresskit_unpack"
 
 
-def pack(data: bytes, given: Mapping[str, Given], names: Mapping[str, str]) -> bytes:
-    """The file with the given constants, by the file's names, replaced by packed ones. `names` are the plan's, by the file's; a tied weight is packed once."""
+def pack(data: bytes, given: Mapping[str, Given]) -> bytes:
+    """The file with the given constants, by the file's names, replaced by packed ones; a tied weight is packed once."""
     model = tflite_file.parse(data, "the quantized model")
     readers = [place for place in tflite_file.constants(model) if place.name in given]
     nodes = Nodes(model, subgraph(model))
-    packed = {owner: stored(nodes, owner, given[name].encoded) for name, owner in {place.name: names[place.name] for place in readers}.items()}
+    packed = {found.name: stored(nodes, found.name, found.encoded) for found in {given[place.name].name: given[place.name] for place in readers}.values()}
     looked_up, decoded = set(), {}
     for graph in model.subgraphs[:-1]:
         here = [place for place in readers if place.graph is graph]
-        looked_up |= litert_lookups.rewrite(model, graph, {place.index: packed[names[place.name]] for place in here})
+        looked_up |= litert_lookups.rewrite(model, graph, {place.index: packed[given[place.name].name] for place in here})
         read_variables(model, graph, here)
     for name in dict.fromkeys(place.name for place in readers if is_read(place)):
-        found = packed[names[name]]
+        found = packed[given[name].name]
         if found.owner not in decoded:
             decoded[found.owner] = unpack(nodes, found.codes, found.factors, found.encoded.format, found.encoded.shape)
         assign(nodes, name, in_file(nodes, decoded[found.owner], given[name]))

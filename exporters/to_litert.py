@@ -1,5 +1,6 @@
 """LiteRT .tflite files with the core's own codes and scales."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,6 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     from exporters import litert_once, litert_placing, tflite_file
     from exporters.litert_calibration import calibrate, with_decoded
     from exporters.litert_float import float_file
-    from exporters.litert_given import Given
     from exporters.litert_reading import told
     from exporters.litert_sums import narrow_sums
 
@@ -136,17 +136,12 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     lost = [name for name in wanted if not converted.layouts[name]]
     if lost and not small.recipe.allow_float:
         raise ExportError(f"the LiteRT converter changed or dropped {', '.join(lost)}: not found in the float file; set allow_float: true to leave it in float")
-    packed = [name for name, decision in wanted.items() if converted.layouts[name] and lacks(decision, network.framework)]
-    names = {layout.file_name: name for name in wanted for layout in converted.layouts[name]}
-    given = {
-        layout.file_name: Given(small.encoded[name], layout, decision.activations, name in packed)
-        for name, decision in wanted.items()
-        for layout in converted.layouts[name]
-    }
+    given = {found.layout.file_name: found for found in numbers(small, converted, wanted)}
+    packed = {file_name: found for file_name, found in given.items() if found.packed}
     reasons = {d.name: placed[d.name].reason if d.name in placed else d.reason for d in plan.decisions}
     reasons |= dict.fromkeys((name for name, found in converted.layouts.items() if not found), "the LiteRT converter changed or dropped it")
     model = converted.unfolded if given else converted.as_converted()
-    about = told(small, "litert", converted.layouts, (converted.inputs, converted.outputs), reasons, packed)
+    about = told(small, "litert", converted.layouts, (converted.inputs, converted.outputs), reasons, {found.name for found in packed.values()})
     model = tflite_file.with_metadata(model, METADATA_KEY, about)
     activations = static_activations(small)
     calibrated = None
@@ -157,11 +152,21 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
         written, wide = narrow_sums(written)
         notes = (*notes, *wide)
     if packed:
-        written = litert_once.pack(written, {file_name: found for file_name, found in given.items() if found.packed}, names)
+        written = litert_once.pack(written, packed)
     check_loads(written)
     path.write_bytes(written)
     unclear = [name for name in wanted if any(layout.file_name in converted.unclear for layout in converted.layouts[name])]
     return (*notes, FOLDED + ", ".join(unclear)) if unclear else notes
+
+
+def numbers(small: Compressed, converted: Any, wanted: Mapping[str, Decision]) -> Iterator[Any]:
+    """A Given for each place in the file of each wanted tensor."""
+    from exporters.litert_given import Given
+
+    for name, decision in wanted.items():
+        packed = lacks(decision, small.network.framework) is not None
+        for layout in converted.layouts[name]:
+            yield Given(name, small.encoded[name], layout, decision.activations, packed)
 
 
 def check_loads(data: bytes) -> None:
