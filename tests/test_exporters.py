@@ -24,12 +24,12 @@ from evaluators.runtimes import RUNTIMES
 
 FOLDER = Path(tempfile.mkdtemp(prefix="compresskit-tests-"))
 
+CONVERTERS_MODES = ("float32", "float16", "int8-dynamic", "int8-static", "int16x8")  # what TFLiteConverter quantizes to
 # What a runtime cannot do, by (exporter, recipe): the reason must hold these words. Everything else must work.
 REFUSED = {
     ("onnx", "int16x8"): "int16",
     ("torch", "int16x8"): "int16",
-    ("litert-converter", "int8-weight-only"): "",
-    ("litert-converter", "int4-group32"): "",
+    **{("litert-converter", name): "TFLiteConverter" for name in built_in() if name not in CONVERTERS_MODES},
 }
 
 
