@@ -39,10 +39,9 @@ def run():
 
 
 def int4(weights, tensor):
+    import torch
     from hqq.core.quantize import Quantizer
     from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
-
-    import torch
 
     def torchao():
         scale, zero = choose_qparams_affine(tensor, MappingType.SYMMETRIC, (1, 32), torch.int8, -8, 7)

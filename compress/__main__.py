@@ -71,7 +71,7 @@ def show_report(results, folder: Path) -> None:
 def compress(
     model: Model,
     recipe: RecipeName,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact: .tflite, .onnx or .pt2.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact: .tflite, .onnx, .pt2, .gguf, or DIR/model.safetensors.")],
     to: Annotated[str | None, typer.Option("--to", help="Exporter: litert (tflite), litert-converter, onnx, torch. Default: by the output's suffix.")] = None,
     calibration: Calibration = None,
 ) -> None:
@@ -154,7 +154,7 @@ def print_rows(title: str, columns: list[str], rows: list[tuple[str, ...]]) -> N
 
 
 @app.command()
-def inspect(file: Annotated[Path, typer.Argument(help="A .tflite, .onnx or .pt2 file, whoever wrote it.")]) -> None:
+def inspect(file: Annotated[Path, typer.Argument(help="A .tflite, .onnx, .pt2, .safetensors or .gguf file, whoever wrote it.")]) -> None:
     """Show what a file holds: tensors, number formats, operators and where its bytes go.
 
     Example: `compresskit inspect model.tflite`

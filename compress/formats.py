@@ -139,12 +139,11 @@ class IntFormat:
 
     def contradictions(self):
         """Combinations that mean nothing, each with the rule that it breaks."""
-        negative = self.rule.startswith("signed")
-        divides = self.signed and self.symmetric and not negative
+        divides = self.signed and self.symmetric and not self.negative_scales
         yield self.bits == 1 and divides, f"rule: {self.rule} divides by the largest code, 0 for 1 bit"
         yield not self.signed and self.rule not in ("qmax", "asymmetric"), f"rule: {self.rule} needs codes of both signs, and signed is false"
         yield self.symmetric and self.zero_point != "integer", f"zero_point: {self.zero_point} needs rule asymmetric, not {self.rule}"
-        yield negative and self.scale_dtype == "float8_e8m0", f"scale_dtype: float8_e8m0 has no sign, and rule {self.rule} makes negative scales"
+        yield self.negative_scales and self.scale_dtype == "float8_e8m0", f"scale_dtype: float8_e8m0 has no sign, and rule {self.rule} makes negative scales"
         float8 = self.scale_dtype.startswith("float8")
         yield (
             float8 and self.zero_point != "integer",
@@ -156,6 +155,10 @@ class IntFormat:
     @property
     def symmetric(self) -> bool:
         return self.rule != "asymmetric"
+
+    @property
+    def negative_scales(self) -> bool:
+        return self.rule in ("signed", "signed_first")
 
     @property
     def code_range(self) -> tuple[int, int]:

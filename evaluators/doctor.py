@@ -11,7 +11,9 @@ BRINGS = {
     "tensorflow": "Keras models; LiteRT files and their runtime",
     "torch": "PyTorch models, .pt2 files, torch runtimes; LiteRT files from PyTorch",
     "onnx": "ONNX files and ONNX Runtime",
+    "kernels": "compiled loops for large tensors, the same bits faster",
     "checkpoints": "what loads the checkpoints that are written: bitsandbytes and compressed-tensors in transformers; GGUF files",
+    "peers": "libraries that `compresskit conformance` and benchmarks compare with",
     "examples": "the sentiment example",
 }
 

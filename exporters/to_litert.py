@@ -61,7 +61,7 @@ def place_in_own_types(decision: Decision, framework: str) -> Placed:
     if isinstance(fmt, FloatFormat):
         return place_float(fmt, decision)
     refuse_exotic(fmt, "LiteRT")
-    if fmt.rule == "signed":
+    if fmt.negative_scales:
         raise Refused("LiteRT's scales are positive; rule 'signed' makes negative ones")
     if fmt.bits not in (2, 4, 8):
         raise Refused(f"LiteRT stores weights as int8, int4 or int2, not int{fmt.bits}")

@@ -59,9 +59,9 @@ def choose(decision: Decision) -> Choice:
         if decision.kind in LINEAR:
             return Choice("dynamic", "native")
         return Choice("decode", "decoded", f"PyTorch has no dynamic int8 kernel for layers of kind {decision.kind}; their activations stay in float")
-    if decision.kind in (*LINEAR, *STATIC_CONVOLUTIONS) and fmt.rule != "signed":
+    if decision.kind in (*LINEAR, *STATIC_CONVOLUTIONS) and not fmt.negative_scales:
         return Choice("static", "native")
-    what = "negative scales" if fmt.rule == "signed" else f"layers of kind {decision.kind}"
+    what = "negative scales" if fmt.negative_scales else f"layers of kind {decision.kind}"
     return Choice("decode", "decoded", f"PyTorch has no static int8 kernel for {what}; their activations stay in float")
 
 

@@ -120,7 +120,7 @@ def symmetric_scale(rows: torch.Tensor, bottom: torch.Tensor, top: torch.Tensor,
     amax = torch.maximum(-bottom, top) if fmt.signed else top.clamp(min=0)
     if fmt.rule == "half":
         return amax / (high + 0.5)
-    if fmt.rule in ("signed", "signed_first"):
+    if fmt.negative_scales:
         tie = (-bottom == top) & ((first(rows, bottom) < first(rows, top)) if fmt.rule == "signed_first" else torch.ones_like(top, dtype=torch.bool))
         return torch.where((-bottom > top) | tie, bottom, top) / low
     return amax / high

@@ -74,7 +74,7 @@ def fit_ends(rows: np.ndarray, bottom: np.ndarray, top: np.ndarray, fmt: IntForm
 def least_squares(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None]:
     low, high = fmt.code_range
     if fmt.symmetric:
-        scale = signed_best(rows, low, high) if fmt.rule.startswith("signed") else best_scale(rows, low, high)
+        scale = signed_best(rows, low, high) if fmt.negative_scales else best_scale(rows, low, high)
         return stored(scale, fmt.working_dtype), None
     scale, zero = best_zero_points(rows, fmt, with_integer_zero(rows.min(1), rows.max(1), fmt)[1])
     return stored(scale, fmt.working_dtype), zero.astype(np.int32)
@@ -87,7 +87,7 @@ def symmetric_scale(rows: np.ndarray, bottom: np.ndarray, top: np.ndarray, fmt: 
     amax = np.maximum(-bottom, top) if fmt.signed else np.maximum(top, 0)
     if fmt.rule == "half":
         return amax / np.float32(high + 0.5)
-    if fmt.rule in ("signed", "signed_first"):
+    if fmt.negative_scales:
         negative = -bottom >= top if fmt.rule == "signed" else bottom_first(rows, bottom, top)
         return np.where(negative, bottom, top) / np.float32(low)
     return amax / np.float32(high)
