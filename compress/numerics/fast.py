@@ -13,9 +13,9 @@ LARGE = 1 << 20  # values from which compiled loops pay: loading them takes half
 oracle = ContextVar("oracle", default=False)
 
 
-def fast(values: np.ndarray) -> ModuleType | None:
-    """compress.numerics.kernels for a large array where numba is installed, else None."""
-    if values.size < LARGE or oracle.get() or find_spec("numba") is None:
+def fast(values: np.ndarray, large: int | None = None) -> ModuleType | None:
+    """compress.numerics.kernels for an array of `large` values (LARGE where None) where numba is installed, else None."""
+    if values.size < (LARGE if large is None else large) or oracle.get() or find_spec("numba") is None:
         return None
     return import_module("compress.numerics.kernels")
 
