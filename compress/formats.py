@@ -257,7 +257,9 @@ class CodebookFormat:
         if isinstance(self.codebook, tuple) and not (2 <= len(set(self.codebook)) <= 256 and len(set(self.codebook)) == len(self.codebook)):
             raise RecipeError(f"codebook: 2 to 256 different levels, not {len(set(self.codebook))} of {len(self.codebook)}")
         if isinstance(self.codebook, str):
-            self.entries  # noqa: B018  UnknownName for one that nobody knows
+            from compress.numerics.codebooks import known
+
+            known(self.codebook)
         for wrong, reason in self.contradictions():
             if wrong:
                 raise RecipeError(reason)

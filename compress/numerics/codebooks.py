@@ -171,11 +171,16 @@ MANTISSA_BITS = {"e2m1": 1, "e2m3": 3, "e3m2": 2, "e4m3": 3, "e5m2": 2}
 """Of the small floats, which the MX scale rules need."""
 
 
+def known(name: str) -> Callable[[], Levels]:
+    """What makes a table. UnknownName suggests the nearest name."""
+    if name not in TABLES:
+        raise UnknownName(f"no codebook {name!r}: {suggest(name, TABLES)}known: {', '.join(TABLES)}")
+    return TABLES[name]
+
+
 @cache
 def levels(codebook: str | tuple[float, ...]) -> Levels:
     """A table by name, or one of a user's levels in their order (ties go down). UnknownName suggests the nearest name."""
     if not isinstance(codebook, str):
         return with_thresholds(np.array(codebook))
-    if codebook not in TABLES:
-        raise UnknownName(f"no codebook {codebook!r}: {suggest(codebook, TABLES)}known: {', '.join(TABLES)}")
-    return TABLES[codebook]()
+    return known(codebook)()
