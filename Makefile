@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt examples/requirements.txt
 	$(BIN)/python -m pip install --progress-bar on --no-deps -r examples/requirements.txt
 	@touch $@
 
-compare: $(INSTALLED) ## compare a real sentiment model, compressed nine ways, on three runtimes; writes report/
+compare: $(INSTALLED) ## compare a real sentiment model, compressed eight ways, on three runtimes; writes report/
 	$(BIN)/compresskit compare examples/sentiment/study.yaml --out report
 
 compare-full: $(INSTALLED) ## the same with 5,000 test reviews; writes report-full/
