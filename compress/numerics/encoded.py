@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from compress.numerics.ledger import TensorLedger
 
 SCALE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3": 1, "float8_e8m0": 1}
-ROW = 1 << 16
 ENTRY_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
@@ -253,7 +252,7 @@ def entry_scales(books: np.ndarray) -> np.ndarray:
 
 def nearest_entries(rows: np.ndarray, books: np.ndarray) -> np.ndarray:
     """uint8 [n, m]: the nearest of each row's ascending entries; ties go down."""
-    kernels = fast(rows, ROW)  # whose codebook came from compiled loops
+    kernels = fast(rows, 1 << 16)  # sooner than elsewhere: the codebook has loaded numba already
     if kernels:
         return kernels.nearest_entries(np.ascontiguousarray(rows), books)
     middle = (books[:, :-1] + books[:, 1:]) / 2

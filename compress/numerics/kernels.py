@@ -19,7 +19,6 @@ F32, I32, U8 = np.float32, np.int32, np.uint8
 PARALLEL = {"parallel": True, "nogil": True, "cache": True, "error_model": "numpy"}
 PIECE = 1 << 14  # values that one thread takes of a long row at a time
 MAGNITUDE = I32(0x7FFFFFFF)
-INFINITE = 0x7F800000  # bit patterns from here on are no numbers
 WIDTHS = (16, 32, 64, 128)
 ROUNDING = {"half_even": 0, "half_away": 1, "half_up": 2}
 
