@@ -188,7 +188,9 @@ def stored_integers(shape: tuple[int, ...], fmt: IntFormat, found: list[tuple]) 
     """The Encoded of (codes, scales, zero points) of each piece."""
     codes, scales, zeros = zip(*found, strict=True)
     of_scales = reach.scale_shape(shape, fmt.granularity)
-    kept = stored(reach.join_scales(scales, of_scales), fmt.scale_dtype)
+    kept = reach.join_scales(scales, of_scales)
+    if fmt.codes_from == "exact":
+        kept = stored(kept, fmt.scale_dtype)
     zero = None if fmt.symmetric else reach.join_scales(zeros, of_scales)
     if zero is not None and fmt.zero_point != "integer":
         zero = rounded(zero, fmt.scale_dtype)
@@ -252,7 +254,7 @@ def entry_scales(books: np.ndarray) -> np.ndarray:
 
 def nearest_entries(rows: np.ndarray, books: np.ndarray) -> np.ndarray:
     """uint8 [n, m]: the nearest of each row's ascending entries; ties go down."""
-    kernels = fast(rows, 1 << 16)  # sooner than elsewhere: the codebook has loaded numba already
+    kernels = fast(rows)
     if kernels:
         return kernels.nearest_entries(np.ascontiguousarray(rows), books)
     middle = (books[:, :-1] + books[:, 1:]) / 2

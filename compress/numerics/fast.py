@@ -1,5 +1,6 @@
 """When the fused kernels take over from the NumPy oracle, whose bits are the same."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,13 +10,14 @@ from types import ModuleType
 
 import numpy as np
 
-LARGE = 1 << 20  # values from which compiled loops pay: loading them takes half a second, compiling them the first time some seconds
+LARGE = 1 << 20  # values from which loading numba pays: half a second, and some seconds for compiling the first time
+LOADED = 1 << 16  # values from which compiled loops pay once it is loaded
 oracle = ContextVar("oracle", default=False)
 
 
-def fast(values: np.ndarray, large: int | None = None) -> ModuleType | None:
-    """compress.numerics.kernels for an array of `large` values (LARGE where None) where numba is installed, else None."""
-    if values.size < (LARGE if large is None else large) or oracle.get() or find_spec("numba") is None:
+def fast(values: np.ndarray) -> ModuleType | None:
+    """compress.numerics.kernels for a large array where numba is installed, else None."""
+    if values.size < (LOADED if "numba" in sys.modules else LARGE) or oracle.get() or find_spec("numba") is None:
         return None
     return import_module("compress.numerics.kernels")
 

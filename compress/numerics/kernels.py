@@ -1,7 +1,8 @@
 """Encoding and decoding of large tensors in fused loops on all of numba's threads, bit-equal to the NumPy oracle.
 
 What is small, one number per scale, is left to the oracle's own functions. Loops over values are written for LLVM's vectorizer: magnitudes and ends are
-compared as integers, because it does not vectorize float maxima, and up to 16 levels are found by 15 comparisons without a branch.
+compared as integers, because it does not vectorize float maxima; up to 16 levels are found by 15 comparisons without a branch, more by 8;
+and loops run over slices from 0, because numba checks every index for its sign that starts elsewhere.
 """
 
 from functools import cache
@@ -19,7 +20,6 @@ F32, I32, U8 = np.float32, np.int32, np.uint8
 PARALLEL = {"parallel": True, "nogil": True, "cache": True, "error_model": "numpy"}
 PIECE = 1 << 14  # values that one thread takes of a long row at a time
 MAGNITUDE = I32(0x7FFFFFFF)
-WIDTHS = (16, 32, 64, 128)
 ROUNDING = {"half_even": 0, "half_away": 1, "half_up": 2}
 
 
@@ -55,7 +55,7 @@ def codes_and_scales(rows: np.ndarray, table: Levels, fmt: CodebookFormat) -> tu
     codes, scale = np.empty(rows.shape, U8), np.empty(len(rows), F32)
     reciprocal, largest, few = fmt.division == "reciprocal", F32(table.largest), len(table.thresholds) < 16
     if few and rows.shape[1] <= PIECE:
-        fused_kernel(width(rows), reciprocal)(rows, rows.view(I32), padded(table), largest, scale, codes)
+        fused_kernel(reciprocal)(rows, rows.view(I32), padded(table), largest, scale, codes)
     else:
         bottom, top = ends(rows)
         amax = np.maximum(-bottom, top) / largest
@@ -63,20 +63,15 @@ def codes_and_scales(rows: np.ndarray, table: Levels, fmt: CodebookFormat) -> tu
         if few:
             few_levels(rows, chunks(rows), padded(table), scale, reciprocal, codes)
         else:
-            many_levels(rows, chunks(rows), table.thresholds, table.order.astype(U8), scale, reciprocal, codes)
+            many_levels(rows, chunks(rows), np.array(padded(table, 255)), table.order.astype(U8), scale, reciprocal, codes)
     if few and np.any(np.diff(table.order) != 1):
         renumber(codes.reshape(-1), np.pad(table.order.astype(U8), (0, 16 - len(table.order))))
     return codes, scale
 
 
-def padded(table: Levels) -> tuple:
-    """15 thresholds; those that are not there are never passed."""
-    return tuple(np.concatenate([table.thresholds, np.full(15 - len(table.thresholds), np.inf, F32)]))
-
-
-def width(rows: np.ndarray) -> int:
-    """The length of rows that has a kernel of its own, where loops have a fixed count; 0 for any other."""
-    return rows.shape[1] if rows.shape[1] in WIDTHS else 0
+def padded(table: Levels, count: int = 15) -> tuple:
+    """`count` thresholds; those that are not there are never passed."""
+    return tuple(np.concatenate([table.thresholds, np.full(count - len(table.thresholds), np.inf, F32)]))
 
 
 def chunks(rows: np.ndarray) -> int:
@@ -88,8 +83,8 @@ def ends(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Smallest and largest value float32 [n] of float32 [n, m]; infinite or NaN where one of the values is."""
     per = chunks(rows)
     low, high = np.empty((len(rows), per), I32), np.empty((len(rows), per), I32)
-    ends_kernel(width(rows))(rows.view(I32), per, low.reshape(-1), high.reshape(-1))
-    return from_ordered(low.min(1)), from_ordered(high.max(1))
+    integer_ends(rows.view(I32), per, low.reshape(-1), high.reshape(-1))
+    return (from_ordered(low[:, 0]), from_ordered(high[:, 0])) if per == 1 else (from_ordered(low.min(1)), from_ordered(high.max(1)))
 
 
 def from_ordered(keys: np.ndarray) -> np.ndarray:
@@ -97,23 +92,17 @@ def from_ordered(keys: np.ndarray) -> np.ndarray:
     return (keys ^ ((keys >> 31) & MAGNITUDE)).view(F32)
 
 
-@cache
-def ends_kernel(width: int):
-    @njit(**PARALLEL)
-    def kernel(bits, per, low, high):
-        for c in prange(low.size):
-            i, start, stop = c // per, (c % per) * PIECE, min(bits.shape[1], (c % per) * PIECE + PIECE)
-            if width:
-                start, stop = 0, width
-            a, b = I32(MAGNITUDE), I32(-MAGNITUDE)
-            for j in range(start, stop):
-                x = bits[i, j]
-                key = I32(x ^ I32(I32(x >> I32(31)) & MAGNITUDE))
-                a = key if key < a else a
-                b = key if key > b else b
-            low[c], high[c] = a, b
-
-    return kernel
+@njit(**PARALLEL)
+def integer_ends(bits, per, low, high):
+    for c in prange(low.size):
+        row = bits[c // per, (c % per) * PIECE : (c % per) * PIECE + PIECE]
+        a, b = I32(MAGNITUDE), I32(-MAGNITUDE)
+        for j in range(row.size):
+            x = row[j]
+            key = I32(x ^ I32(I32(x >> I32(31)) & MAGNITUDE))
+            a = key if key < a else a
+            b = key if key > b else b
+        low[c], high[c] = a, b
 
 
 @njit(cache=True)
@@ -122,14 +111,12 @@ def as_float(bits):
 
 
 @cache
-def fused_kernel(width: int, reciprocal: bool):
+def fused_kernel(reciprocal: bool):
     @njit(**PARALLEL)
     def kernel(rows, bits, thresholds, largest, scale, codes):
         t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14 = thresholds
         for i in prange(rows.shape[0]):
             m = rows.shape[1]
-            if width:
-                m = width
             amax = I32(0)
             for j in range(m):
                 size = I32(bits[i, j] & MAGNITUDE)
@@ -151,14 +138,13 @@ def fused_kernel(width: int, reciprocal: bool):
 @njit(**PARALLEL)
 def few_levels(rows, per, thresholds, scale, reciprocal, codes):
     t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14 = thresholds
-    m = rows.shape[1]
     for c in prange(rows.shape[0] * per):
         i, start = c // per, (c % per) * PIECE
-        s = scale[i]
+        row, out, s = rows[i, start : start + PIECE], codes[i, start : start + PIECE], scale[i]
         inverse = F32(1) / s
-        for j in range(start, min(m, start + PIECE)):
-            v = rows[i, j] * inverse if reciprocal else rows[i, j] / s
-            codes[i, j] = U8(
+        for j in range(row.size):
+            v = row[j] * inverse if reciprocal else row[j] / s
+            out[j] = U8(
                 (v > t0) + (v > t1) + (v > t2) + (v > t3) + (v > t4) + (v > t5) + (v > t6) + (v > t7)
                 + (v > t8) + (v > t9) + (v > t10) + (v > t11) + (v > t12) + (v > t13) + (v > t14)
             )  # fmt: skip
@@ -166,20 +152,16 @@ def few_levels(rows, per, thresholds, scale, reciprocal, codes):
 
 @njit(**PARALLEL)
 def many_levels(rows, per, thresholds, order, scale, reciprocal, codes):
-    m = rows.shape[1]
     for c in prange(rows.shape[0] * per):
         i, start = c // per, (c % per) * PIECE
-        s = scale[i]
+        row, out, s = rows[i, start : start + PIECE], codes[i, start : start + PIECE], scale[i]
         inverse = F32(1) / s
-        for j in range(start, min(m, start + PIECE)):
-            v = rows[i, j] * inverse if reciprocal else rows[i, j] / s
-            low, size = 0, thresholds.size
-            while size > 0:
-                half = size // 2
-                above = v > thresholds[low + half]
-                low = low + half + 1 if above else low
-                size = size - half - 1 if above else half
-            codes[i, j] = order[low]
+        for j in range(row.size):
+            v = row[j] * inverse if reciprocal else row[j] / s
+            below = 0
+            for step in (128, 64, 32, 16, 8, 4, 2, 1):
+                below += step * (v > thresholds[below + step - 1])
+            out[j] = order[below]
 
 
 def quantize(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: IntFormat) -> np.ndarray:
@@ -187,23 +169,22 @@ def quantize(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: 
     shift, add = np.zeros(len(rows), F32), np.zeros(len(rows), F32)
     if zero is not None:
         (shift if fmt.zero_point == "offset" else add)[:] = zero
-    kernel = uniform_kernel(width(rows), ROUNDING[fmt.rounding], fmt.division == "reciprocal", zero is not None)
+    kernel = uniform_kernel(ROUNDING[fmt.rounding], fmt.division == "reciprocal", zero is not None)
     kernel(rows, chunks(rows), scale, shift, add, F32(low), F32(high), codes)
     return codes
 
 
 @cache
-def uniform_kernel(width: int, rounding: int, reciprocal: bool, zeros: bool):
+def uniform_kernel(rounding: int, reciprocal: bool, zeros: bool):
     @njit(**PARALLEL)
     def kernel(rows, per, scale, shift, add, low, high, codes):
         for c in prange(rows.shape[0] * per):
-            i, start, stop = c // per, (c % per) * PIECE, min(rows.shape[1], (c % per) * PIECE + PIECE)
-            if width:
-                start, stop = 0, width
+            i, start = c // per, (c % per) * PIECE
+            row, out = rows[i, start : start + PIECE], codes[i, start : start + PIECE]
             s, before, after = scale[i], shift[i], add[i]
             inverse = F32(1) / s
-            for j in range(start, stop):
-                x = rows[i, j] - before if zeros else rows[i, j]
+            for j in range(row.size):
+                x = row[j] - before if zeros else row[j]
                 v = x * inverse if reciprocal else x / s
                 v = v + after if zeros else v
                 if rounding == 0:
@@ -215,7 +196,7 @@ def uniform_kernel(width: int, rounding: int, reciprocal: bool, zeros: bool):
                     v = whole + (np.copysign(F32(1), v) if abs(v - whole) >= F32(0.5) else F32(0))
                 v = v if v > low else low
                 v = v if v < high else high
-                codes[i, j] = I32(v)
+                out[j] = I32(v)
 
     return kernel
 
@@ -233,62 +214,47 @@ def decode(encoded: Encoded) -> np.ndarray | None:
     found = []
     for rows, scale, zero in zip(pieces, scales, zeros, strict=True):
         out, scale = np.empty(rows.shape, F32), np.ascontiguousarray(scale)
-        if kind == 0 and len(table) <= 16:
-            few_values(rows, chunks(rows), scale, tuple(np.pad(table, (0, 16 - len(table)))), out)
-        else:
-            decoded_values(rows, chunks(rows), scale, np.ascontiguousarray(zero), table, kind, out)
+        decoding_kernel(kind)(rows, chunks(rows), scale, np.ascontiguousarray(zero), table, out)
         found.append(out)
     return reach.join(found, encoded.codes.shape)
 
 
-@njit(**PARALLEL)
-def few_values(codes, per, scale, table, out):
-    """Levels by a tree of selections on the codes' bits, which needs no gather."""
-    t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15 = table
-    m = codes.shape[1]
-    for c in prange(codes.shape[0] * per):
-        i, start = c // per, (c % per) * PIECE
-        s = scale[i]
-        for j in range(start, min(m, start + PIECE)):
-            code = I32(codes[i, j])
-            odd, two, four, eight = (code & 1) != 0, (code & 2) != 0, (code & 4) != 0, (code & 8) != 0
-            a, b = (t3 if odd else t2) if two else (t1 if odd else t0), (t7 if odd else t6) if two else (t5 if odd else t4)
-            e, d = (t11 if odd else t10) if two else (t9 if odd else t8), (t15 if odd else t14) if two else (t13 if odd else t12)
-            out[i, j] = ((d if four else e) if eight else (b if four else a)) * s
+@cache
+def decoding_kernel(kind: int):
+    """kind 0: levels; 1: codes; 2: codes less a zero point; 3: codes and an offset. All times the scale."""
 
+    @njit(**PARALLEL)
+    def kernel(codes, per, scale, zero, table, out):
+        for c in prange(codes.shape[0] * per):
+            i, start = c // per, (c % per) * PIECE
+            row, values, s = codes[i, start : start + PIECE], out[i, start : start + PIECE], scale[i]
+            z = zero[i] if kind > 1 else F32(0)
+            for j in range(row.size):
+                if kind == 0:
+                    values[j] = table[row[j]] * s
+                elif kind == 1:
+                    values[j] = F32(row[j]) * s
+                elif kind == 2:
+                    values[j] = (F32(row[j]) - z) * s
+                else:
+                    values[j] = F32(row[j]) * s + z
 
-@njit(**PARALLEL)
-def decoded_values(codes, per, scale, zero, table, kind, out):
-    m = codes.shape[1]
-    for c in prange(codes.shape[0] * per):
-        i, start = c // per, (c % per) * PIECE
-        s, z = scale[i], zero[i] if kind > 1 else F32(0)
-        if kind == 0:
-            for j in range(start, min(m, start + PIECE)):
-                out[i, j] = table[codes[i, j]] * s
-        elif kind == 1:
-            for j in range(start, min(m, start + PIECE)):
-                out[i, j] = F32(codes[i, j]) * s
-        elif kind == 2:
-            for j in range(start, min(m, start + PIECE)):
-                out[i, j] = (F32(codes[i, j]) - z) * s
-        else:
-            for j in range(start, min(m, start + PIECE)):
-                out[i, j] = F32(codes[i, j]) * s + z
+    return kernel
 
 
 @njit(**PARALLEL)
 def renumber(codes, order):
     for c in prange(-(-codes.size // PIECE)):
-        for j in range(c * PIECE, min(codes.size, c * PIECE + PIECE)):
-            codes[j] = order[codes[j]]
+        part = codes[c * PIECE : c * PIECE + PIECE]
+        for j in range(part.size):
+            part[j] = order[part[j]]
 
 
 def nearest(x: np.ndarray, table: Levels) -> np.ndarray:
     """uint8 codes of float32 values of any shape."""
     rows = np.ascontiguousarray(x, F32).reshape(1, -1)
     codes = np.empty(rows.shape, U8)
-    many_levels(rows, chunks(rows), table.thresholds, table.order.astype(U8), np.ones(1, F32), False, codes)
+    many_levels(rows, chunks(rows), np.array(padded(table, 255)), table.order.astype(U8), np.ones(1, F32), False, codes)
     return codes.reshape(x.shape)
 
 
@@ -301,14 +267,14 @@ def nearest_entries(rows: np.ndarray, books: np.ndarray) -> np.ndarray:
 
 @njit(**PARALLEL)
 def row_levels(rows, per, thresholds, codes):
-    m = rows.shape[1]
     for c in prange(rows.shape[0] * per):
         i, start = c // per, (c % per) * PIECE
-        for j in range(start, min(m, start + PIECE)):
-            v, low, size = rows[i, j], 0, thresholds.shape[1]
+        row, out, limits = rows[i, start : start + PIECE], codes[i, start : start + PIECE], thresholds[i]
+        for j in range(row.size):
+            v, low, size = row[j], 0, limits.size
             while size > 0:
                 half = size // 2
-                above = v > thresholds[i, low + half]
+                above = v > limits[low + half]
                 low = low + half + 1 if above else low
                 size = size - half - 1 if above else half
-            codes[i, j] = low
+            out[j] = low

@@ -12,7 +12,7 @@ E4M3_LARGEST, E4M3_SMALLEST = 448.0, 2.0**-9
 
 def to_bfloat16_bits(values: np.ndarray) -> np.ndarray:
     """uint16 bit patterns of float32 values rounded half to even to bfloat16; NaN stays NaN."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    bits = np.asarray(values, np.float32).view(np.uint32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
 

@@ -62,6 +62,7 @@ def test_encoding_what_was_decoded_changes_nothing_more(name):
 def test_fused_loops_have_the_oracles_bits(name, monkeypatch):
     pytest.importorskip("numba")
     monkeypatch.setattr("compress.numerics.fast.LARGE", 1)
+    monkeypatch.setattr("compress.numerics.fast.LOADED", 1)
     fmt = FORMATS[name]
     for shape in ((64, 256), (2, 65_536), (65, 255)):
         if isinstance(fmt, IntFormat) and isinstance(fmt.granularity, PerGroup) and fmt.granularity.ragged == "refuse" and shape[1] % fmt.granularity.size:
@@ -82,6 +83,7 @@ def test_fused_loops_have_the_oracles_bits(name, monkeypatch):
 def test_fused_loops_name_the_first_broken_value(monkeypatch):
     pytest.importorskip("numba")
     monkeypatch.setattr("compress.numerics.fast.LARGE", 1)
+    monkeypatch.setattr("compress.numerics.fast.LOADED", 1)
     values = np.ones((300, 300), np.float32)
     for bad in (np.nan, np.inf):
         values[7, 9] = bad
@@ -270,3 +272,9 @@ def test_unknown_names_suggest_the_nearest():
         CodebookFormat("nf44")
     with pytest.raises(InputError, match="small float"):
         encode(np.ones((4, 64)), CodebookFormat("nf4", PerGroup(32), "mx_floor", "float8_e8m0"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0"])
+@pytest.mark.parametrize(("granularity", "shape"), [(PerTensor(), ()), (PerAxis(), (4,)), (PerGroup(32), (4, 2)), (PerBlock(64), (4,))])
+def test_scales_have_the_shape_of_their_granularity(dtype, granularity, shape):
+    assert encode(RNG.standard_normal((4, 64)), IntFormat(4, granularity, scale_dtype=dtype)).scales.shape == shape
