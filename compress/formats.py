@@ -44,6 +44,7 @@ offset   value = code * scale + offset                                     GGUF 
 
 Rounding = Literal["half_even", "half_away", "half_up"]
 Division = Literal["true", "reciprocal"]  # x / scale, or x * (1 / scale) in float32, as torchao and bitsandbytes have it
+CodesFrom = Literal["stored", "exact"]  # codes follow from the scale as stored, or from the float32 one before that (GGUF)
 ScaleDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0"]  # e8m0: powers of two, rounded up in integer formats
 
 
@@ -121,16 +122,14 @@ class IntFormat:
     fit: Fit = "minmax"
     percentile: float = 99.9  # the share of values that stay in range; fit "percentile" only
     division: Division = "true"
-    codes_from: Literal["stored", "exact"] = "stored"  # whether codes follow from the scale as stored, or from the float32 one before that (GGUF)
+    codes_from: CodesFrom = "stored"
     type: Literal["int"] = "int"
 
     def __post_init__(self):
         if self.bits not in (*range(1, 9), 16):
             raise RecipeError(f"bits: integers have 1 to 8 or 16 bits, not {self.bits}")
-        if self.codes_from not in ("stored", "exact"):
-            raise RecipeError(f"codes_from: stored or exact, not {self.codes_from!r}")
         choices = {"rule": ScaleRule, "rounding": Rounding, "scale_dtype": ScaleDtype, "zero_point": ZeroPoint, "fit": Fit, "division": Division}
-        check_choices(self, choices)
+        check_choices(self, choices | {"codes_from": CodesFrom})
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"percentile: above 50 and at most 100, not {self.percentile}")
         for wrong, reason in self.contradictions():

@@ -1,4 +1,4 @@
-"""Encoding and decoding of large tensors in fused loops on all of numba's threads, bit-equal to the NumPy oracle.
+"""Encoding and decoding of large tensors in compiled loops on all of numba's threads, bit-equal to the NumPy oracle.
 
 What is small, one number per scale, is left to the oracle's own functions. Loops over values are written for LLVM's vectorizer: magnitudes and ends are
 compared as integers, because it does not vectorize float maxima; up to 16 levels are found by 15 comparisons without a branch, more by 8;
@@ -52,18 +52,14 @@ def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
 
 
 def codes_and_scales(rows: np.ndarray, table: Levels, fmt: CodebookFormat) -> tuple[np.ndarray, np.ndarray]:
-    codes, scale = np.empty(rows.shape, U8), np.empty(len(rows), F32)
-    reciprocal, largest, few = fmt.division == "reciprocal", F32(table.largest), len(table.thresholds) < 16
-    if few and rows.shape[1] <= PIECE:
-        fused_kernel(reciprocal)(rows, rows.view(I32), padded(table), largest, scale, codes)
+    codes, reciprocal, few = np.empty(rows.shape, U8), fmt.division == "reciprocal", len(table.thresholds) < 16
+    bottom, top = ends(rows)
+    scale = np.maximum(-bottom, top) / F32(table.largest)
+    scale = np.where(scale < TINY, F32(1), scale)
+    if few:
+        few_levels(rows, chunks(rows), padded(table), scale, reciprocal, codes)
     else:
-        bottom, top = ends(rows)
-        amax = np.maximum(-bottom, top) / largest
-        scale[:] = np.where(amax < TINY, F32(1), amax)
-        if few:
-            few_levels(rows, chunks(rows), padded(table), scale, reciprocal, codes)
-        else:
-            many_levels(rows, chunks(rows), np.array(padded(table, 255)), table.order.astype(U8), scale, reciprocal, codes)
+        many_levels(rows, chunks(rows), np.array(padded(table, 255)), table.order.astype(U8), scale, reciprocal, codes)
     if few and np.any(np.diff(table.order) != 1):
         renumber(codes.reshape(-1), np.pad(table.order.astype(U8), (0, 16 - len(table.order))))
     return codes, scale
@@ -103,36 +99,6 @@ def integer_ends(bits, per, low, high):
             a = key if key < a else a
             b = key if key > b else b
         low[c], high[c] = a, b
-
-
-@njit(cache=True)
-def as_float(bits):
-    return np.int32(bits).view(np.float32)
-
-
-@cache
-def fused_kernel(reciprocal: bool):
-    @njit(**PARALLEL)
-    def kernel(rows, bits, thresholds, largest, scale, codes):
-        t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14 = thresholds
-        for i in prange(rows.shape[0]):
-            m = rows.shape[1]
-            amax = I32(0)
-            for j in range(m):
-                size = I32(bits[i, j] & MAGNITUDE)
-                amax = size if size > amax else amax
-            s = as_float(amax) / largest
-            s = F32(1) if s < TINY else s
-            scale[i] = s
-            inverse = F32(1) / s
-            for j in range(m):
-                v = rows[i, j] * inverse if reciprocal else rows[i, j] / s
-                codes[i, j] = U8(
-                    (v > t0) + (v > t1) + (v > t2) + (v > t3) + (v > t4) + (v > t5) + (v > t6) + (v > t7)
-                    + (v > t8) + (v > t9) + (v > t10) + (v > t11) + (v > t12) + (v > t13) + (v > t14)
-                )  # fmt: skip
-
-    return kernel
 
 
 @njit(**PARALLEL)
