@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from zoo import flipped
 
 import exporters
 from compress import compress
@@ -275,10 +276,7 @@ def test_damage_is_named_whatever_it_is(conv_file, tmp_path):
         path.write_bytes(whole[: dice.randrange(len(whole) - 16)])
         with pytest.raises(BrokenFile, match="hurt"):
             to_litert.read(path)
-        hurt = bytearray(whole)
-        for _ in range(dice.choice((1, 8, 64))):
-            hurt[dice.randrange(len(hurt))] = dice.randrange(256)
-        path.write_bytes(hurt)
+        path.write_bytes(flipped(whole, dice))
         try:
             to_litert.read(path)
         except BrokenFile as error:

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from zoo import flipped
 
 import exporters
 from compress import compress
@@ -205,10 +206,7 @@ def test_damage_is_named(tied, tmp_path):
     whole, dice = written(tied, PRESETS["bnb.nf4.dq"].format, None, tmp_path)[1].path.read_bytes(), random.Random(0)
     path = tmp_path / "hurt.tflite"
     for _ in range(80):
-        hurt = bytearray(whole)
-        for _ in range(dice.choice((1, 8, 64))):
-            hurt[dice.randrange(len(hurt))] = dice.randrange(256)
-        path.write_bytes(hurt)
+        path.write_bytes(flipped(whole, dice))
         try:
             to_litert.read(path)
         except BrokenFile as error:

@@ -1,6 +1,7 @@
 """Small models with inputs, opened once per test run, for laws that hold for every one of them."""
 
 import functools
+import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,3 +122,11 @@ CASES = {f.__name__: f for f in (torch_linear, torch_conv, torch_cnn, torch_text
 @functools.cache
 def case(name: str) -> Case:
     return CASES[name]()
+
+
+def flipped(whole: bytes, dice: random.Random) -> bytes:
+    """A file with 1, 8 or 64 bytes of it replaced."""
+    hurt = bytearray(whole)
+    for _ in range(dice.choice((1, 8, 64))):
+        hurt[dice.randrange(len(hurt))] = dice.randrange(256)
+    return bytes(hurt)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import compress
@@ -48,13 +48,16 @@ def test_stored_as_predicted_and_read_back_bit_for_bit(name, vector, tmp_path):
     assert np.isfinite(encoded.decode()).all()
 
 
-@pytest.mark.parametrize("name", FORMATS)
+def reaches_its_ends(fmt) -> bool:
+    """Whether decoded values have the range that the scale was made for."""
+    return fmt.rule in ("narrow", "qmax") if isinstance(fmt, IntFormat) else fmt.double is None
+
+
+@pytest.mark.parametrize("name", [name for name, fmt in FORMATS.items() if reaches_its_ends(fmt)])
 def test_encoding_what_was_decoded_changes_nothing_more(name):
     """A format's own values are its fixed points, but for the last digit of a scale that is fitted again."""
     values = VECTORS["gauss"].astype(np.float32)
     once = encode(values, FORMATS[name]).decode()
-    if "asymmetric" in str(FORMATS[name]) or getattr(FORMATS[name], "rule", "") in ("half", "signed") or getattr(FORMATS[name], "double", None):
-        return  # their ranges are not those of the decoded values
     np.testing.assert_allclose(encode(once, FORMATS[name]).decode(), once, rtol=2e-3, atol=1e-6)
 
 
@@ -109,8 +112,7 @@ def test_nearest_is_nearest(name):
 def test_a_users_levels_are_found_whatever_their_order(count, seed):
     dice = np.random.default_rng(seed)
     book = tuple(float(v) for v in dice.permutation(np.unique(dice.standard_normal(count).astype(np.float32))))
-    if len(book) < 2:
-        return
+    assume(len(book) >= 2)
     values = dice.standard_normal((4, 16)).astype(np.float32)
     decoded = encode(values, CodebookFormat(book, scaling="none")).decode()
     best = np.abs(np.array(book, np.float32)[:, None] - values.ravel()).min(0)
