@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from results_fixture import results
 from rich.console import Console
 
+from compress.recipe import built_in
 from evaluators import report as package
 from evaluators.report import charts, files, html, markdown, reading, rows, terminal, words, write_reports
 from evaluators.results import Estimate, Results, TensorRow
@@ -465,3 +466,7 @@ def test_a_browser_sorts_and_filters(page, study, tmp_path):
     assert [sizes[i] for i in told["down"]] == known[::-1] + [None] * 4
     assert set(told["found"]) == {arm.id for arm in study.arms if arm.runtime == "onnxruntime" and "int8" in arm.recipe + arm.cause}
     assert told["count"] == f"{len(told['found'])} of 28 arms"
+
+
+def test_every_built_in_recipe_looks_different_in_charts():
+    assert len(set(charts.LOOKS[: len(built_in())])) == len(built_in())

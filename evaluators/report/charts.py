@@ -11,6 +11,8 @@ from evaluators.results import Arm, Estimate, Results
 # Okabe and Ito's colours, told apart with every common colour blindness; each comes with a shape of its own. The first is for float32.
 COLORS = ("#868d95", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#a08c00")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
+LOOKS = [(COLORS[i % len(COLORS)], SHAPES[(i + i // len(COLORS)) % len(SHAPES)]) for i in range(len(COLORS) * len(SHAPES))]
+"""Colour and shape of the first recipe, the second, ...: 64 different ones."""
 Y_AXIS = {"tickCount": 6, "titleAngle": 0, "titleAlign": "left", "titleAnchor": "end", "titleX": -26, "titleY": -8}
 LOG_FROM = 5  # an axis whose largest value is this many times its smallest is logarithmic
 
@@ -104,7 +106,7 @@ def row(arm: Arm, x: Estimate, place: int | None) -> dict[str, Any]:
         "y_low": 100 * accuracy.value.low,
         "y_high": 100 * accuracy.value.high,
         "front": place is not None,
-        "lift": -14 if (place or 0) % 2 == 0 else 14,  # neighbours' labels stand above and below the line in turn
+        "lift": 14 if (place or 0) % 2 == 0 else -14,  # neighbours' labels stand below and above the line in turn; the first is the lowest
         "simulated": simulated,
         "Size": words.megabytes(arm.size.file_bytes) if arm.size else words.NOTHING,
         "Latency": f"{words.milliseconds(arm.latency.median_ms.value)} {words.interval(arm.latency.median_ms)}" if arm.latency else words.NOTHING,
@@ -152,7 +154,7 @@ def ticks(low: float, high: float) -> list[float]:
 def scale_x(chart: Chart):
     import altair as alt
 
-    axis = alt.Axis(values=ticks(*chart.x), format="~g") if chart.log else alt.Axis(tickCount=5, format="~g")
+    axis = alt.Axis(values=ticks(*chart.x), format="~g") if chart.log else alt.Axis(tickCount=5, format="~r")
     return alt.X("x:Q", title=chart.axis.title, axis=axis, scale=alt.Scale(domain=list(chart.x), type="log" if chart.log else "linear", nice=False))
 
 
@@ -163,11 +165,10 @@ def draw(chart: Chart, panel: Panel, ink: str, legend: bool):
     data, rival = alt.Data(values=panel.rows), alt.Data(values=panel.rival)
     x, y = scale_x(chart), alt.Y("y:Q", title="Accuracy, %", scale=alt.Scale(domain=list(chart.y), nice=False), axis=alt.Axis(**Y_AXIS))
     names = list(chart.recipes)
-    colors = [COLORS[i % len(COLORS)] for i in range(len(names))]
-    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
+    colors, shapes = zip(*(LOOKS[i % len(LOOKS)] for i in range(len(names))), strict=True)
     key = alt.Legend(title=None, orient="bottom", columns=4, symbolSize=90, symbolOpacity=1) if legend else None
-    color = alt.Color("recipe:N", scale=alt.Scale(domain=names, range=colors), legend=key)
-    shape = alt.Shape("recipe:N", scale=alt.Scale(domain=names, range=shapes), legend=key)
+    color = alt.Color("recipe:N", scale=alt.Scale(domain=names, range=list(colors)), legend=key)
+    shape = alt.Shape("recipe:N", scale=alt.Scale(domain=names, range=list(shapes)), legend=key)
     step = {"interpolate": "step-after", "clip": True}
     layers = [
         alt.Chart(rival).mark_line(**step, strokeDash=[2, 3], strokeWidth=1.2, opacity=0.55, color=ink).encode(x=x, y=y),
@@ -183,7 +184,7 @@ def draw(chart: Chart, panel: Panel, ink: str, legend: bool):
             shape=shape,
             tooltip=tooltips(),
             fillOpacity=alt.condition("datum.simulated", alt.value(0), alt.value(1)),
-            fill=alt.Fill("recipe:N", scale=alt.Scale(domain=names, range=colors), legend=None),
+            fill=alt.Fill("recipe:N", scale=alt.Scale(domain=names, range=list(colors)), legend=None),
         ),
         front_labels(data, x, y, chart, ink),
     ]

@@ -104,7 +104,7 @@ def context(results: Results) -> dict:
         "baseline": {arm.id: reading.baseline_of(arm, results.arms) for arm in results.arms},
         "charts": drawn,
         "specifications": [charts.page_specification(chart, panel) for chart in drawn for panel in chart.panels],
-        "glyphs": [(charts.COLORS[i % len(charts.COLORS)], GLYPHS[shape]) for i, shape in enumerate(charts.SHAPES)],
+        "glyphs": [(color, GLYPHS[shape]) for color, shape in charts.LOOKS],
         "ledger": LEDGER,
         "speedups": Span.over([e for one in latencies for e in (one.speedup, one.noise)], 1.0, logarithmic=True),
         "differences": Span.over([arm.accuracy.difference for arm in results.arms if arm.accuracy], 0.0, logarithmic=False),
