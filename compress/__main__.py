@@ -72,7 +72,13 @@ def compress(
     model: Model,
     recipe: RecipeName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact: .tflite, .onnx, .pt2, .gguf, or DIR/model.safetensors.")],
-    to: Annotated[str | None, typer.Option("--to", help="Exporter: litert (tflite), litert-converter, onnx, torch. Default: by the output's suffix.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            help="Exporter: litert (tflite), litert-converter, onnx, torch, safetensors (bitsandbytes, compressed-tensors), gguf. Default: by the suffix.",
+        ),
+    ] = None,
     calibration: Calibration = None,
 ) -> None:
     """Compress one model into one artifact.
