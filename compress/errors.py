@@ -31,3 +31,7 @@ class ExportError(CompressError):
 
 class BrokenFile(CompressError, ValueError):
     """A file that cannot be read as what its name promises."""
+
+
+class BrokenInvariant(CompressError):
+    """A step of a recipe has undone what an earlier one made; tensor and step are named."""

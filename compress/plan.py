@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from compress.errors import InputError, RecipeError
-from compress.formats import Activations, FloatFormat, Format
+from compress.errors import RecipeError
+from compress.formats import Activations, Format
 from compress.network import COMPRESSIBLE, Weight
-from compress.numerics import predicted_bytes, reach
+from compress.numerics import predicted_bytes
 from compress.recipe import Recipe
+from compress.steps import Cluster, Prune
 
 Placement = Literal["native", "decoded", "simulated", "float"]
 """How a runtime computes with a stored weight.
@@ -22,17 +23,19 @@ float       untouched
 
 @dataclass(frozen=True)
 class Decision:
-    """One tensor's fate: the format it gets, or the reason why it is left in float."""
+    """One tensor's fate: the format it gets, or the reason why it is left in float, and the zeros and clusters it gets before."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     format: Format | None
     activations: Activations | None
-    step: int | None  # index of the recipe step that took it
-    reason: str  # why it is left alone; empty where it has a format
-    wanted: bool  # a step's selector matched it: staying in float is then an error unless the recipe allows it
+    steps: tuple[int, ...]  # indices of the recipe steps that take it
+    reason: str  # why it is left in float, or lacks a step that selects it
+    wanted: bool  # a step's selector matched it in vain: that is an error unless the recipe allows it
     size_bytes: int  # predicted: payload, scales and zero points
+    prune: Prune | None = None
+    cluster: Cluster | None = None
 
     @property
     def float_bytes(self) -> int:
@@ -61,41 +64,54 @@ class Plan:
         return any(d.activations is not None and d.activations.type == "static" for d in self.decisions)
 
 
-def unfit(weight: Weight, fmt: Format) -> str | None:
-    """Why this tensor cannot take this format, or None."""
-    if isinstance(fmt, FloatFormat):
-        return None
-    try:
-        reach.check(weight.value.shape, fmt.granularity)
-    except InputError as error:
-        return str(error)
-    return None
+def takes(weight: Weight, recipe: Recipe) -> tuple[dict[str, int], list[str]]:
+    """Kinds of steps that take a tensor, with their index, in order, and the reasons of those that cannot.
+
+    Of each kind the first step whose selector matches counts. RecipeError where a step would undo an earlier one.
+    """
+    taken: dict[str, int] = {}
+    stuck: list[str] = []
+    seen: set[str] = set()
+    for index, step in enumerate(recipe.steps):
+        if step.kind in seen or not step.select.matches(weight.name, weight.kind, weight.tied):
+            continue
+        seen.add(step.kind)
+        clash = step.clash([recipe.steps[i] for i in taken.values()])
+        if clash:
+            raise RecipeError(f"recipe {recipe.name!r}, steps.{index}: {clash} ({weight.name})")
+        reason = step.unfit(weight)
+        if reason:
+            stuck.append(reason)
+        else:
+            taken[step.kind] = index
+    return taken, stuck
 
 
 def decide(weight: Weight, recipe: Recipe) -> Decision:
     rest = {"name": weight.name, "kind": weight.kind, "shape": weight.value.shape}
-    left = {"format": None, "activations": None, "step": None, "size_bytes": weight.value.nbytes}
+    left = {"format": None, "activations": None, "size_bytes": weight.value.nbytes}
     if weight.kind not in COMPRESSIBLE:
-        return Decision(**rest, **left, wanted=False, reason=f"a {weight.kind} stays in float: recipes compress layer weights")
-    for index, step in enumerate(recipe.steps):
-        if step.select.matches(weight.name, weight.kind, weight.tied):
-            reason = unfit(weight, step.weights)
-            if reason:
-                return Decision(**rest, **left, wanted=True, reason=reason)
-            size = predicted_bytes(weight.value.shape, step.weights)
-            return Decision(**rest, format=step.weights, activations=step.activations, step=index, reason="", wanted=True, size_bytes=size)
-    return Decision(**rest, **left, wanted=False, reason="no step of the recipe selects it" if recipe.steps else "the recipe has no steps")
+        return Decision(**rest, **left, steps=(), wanted=False, reason=f"a {weight.kind} stays in float: recipes compress layer weights")
+    taken, stuck = takes(weight, recipe)
+    prune, cluster, quantize = (recipe.steps[taken[kind]] if kind in taken else None for kind in ("prune", "cluster", "quantize"))
+    done = {"steps": tuple(taken.values()), "prune": prune, "cluster": cluster, "wanted": bool(stuck)}
+    fmt = quantize.weights if quantize else cluster.format(zero=prune is not None) if cluster else None
+    if fmt is not None:
+        activations, size = quantize.activations if quantize else None, predicted_bytes(weight.value.shape, fmt)
+        return Decision(**rest, **done, format=fmt, activations=activations, reason="; ".join(stuck), size_bytes=size)
+    nothing = "no step of the recipe selects it" if recipe.steps else "the recipe has no steps"
+    return Decision(**rest, **left, **done, reason="; ".join(stuck) or (f"{prune} zeros are stored as floats" if prune else nothing))
 
 
 def plan(weights: Mapping[str, Weight], recipe: Recipe) -> Plan:
-    """A Decision for every tensor. RecipeError where a selector matches nothing or a wanted tensor cannot take its format."""
+    """A Decision for every tensor. RecipeError where a selector matches nothing, steps undo each other, or a wanted tensor cannot take a step."""
     recipe.check_selectors(weights)
     found = Plan(recipe.name, recipe.id, tuple(decide(weight, recipe) for weight in weights.values()))
-    stuck = [d for d in found.decisions if d.wanted and d.format is None]
+    stuck = [d for d in found.decisions if d.wanted]
     if stuck and not recipe.allow_float:
         listed = "\n".join(f"  {d.name} {list(d.shape)}: {d.reason}" for d in stuck)
         raise RecipeError(
-            f"recipe {recipe.name!r} selects {len(stuck)} tensor(s) that cannot take its format:\n{listed}\n"
-            "Exclude them with a selector, choose another group size, or set allow_float: true to leave them in float."
+            f"recipe {recipe.name!r} selects {len(stuck)} tensor(s) that cannot take its steps:\n{listed}\n"
+            "Exclude them with a selector, choose another group size, or set allow_float: true to leave them as they are."
         )
     return found

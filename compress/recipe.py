@@ -15,6 +15,7 @@ from compress.registry import suggest
 from compress.steps import Step
 
 BUILT_IN = files("compress") / "recipes"
+KINDS = ("prune", "cluster", "quantize")
 
 
 class Recipe(BaseModel):
@@ -103,7 +104,12 @@ def parse_document(kind: type[BaseModel], text: str, source: str):
 
 
 def field_errors(error: ValidationError) -> list[str]:
-    return [f"  {'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}{given(e)}" for e in error.errors()]
+    return [f"  {'.'.join(place(e['loc'])) or 'document'}: {e['msg']}{given(e)}" for e in error.errors()]
+
+
+def place(path: tuple) -> list[str]:
+    """A field's path as it stands in YAML: pydantic puts the kind of a step between its index and its fields."""
+    return [str(key) for before, key in zip((None, *path), path, strict=False) if not isinstance(before, int) or key not in KINDS]
 
 
 def given(error: dict) -> str:

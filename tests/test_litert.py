@@ -29,7 +29,7 @@ BLOCKS = IntFormat(4, PerGroup(32), "qmax", scale_dtype="bfloat16")
 
 
 def decision(fmt, activations=None, kind="linear", shape=(64, 64)) -> Decision:
-    return Decision("weight", kind, shape, fmt, activations, 0, "", True, 0)
+    return Decision("weight", kind, shape, fmt, activations, (0,), "", False, 0)
 
 
 @pytest.mark.parametrize(

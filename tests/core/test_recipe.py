@@ -58,8 +58,8 @@ def test_id_follows_the_content_not_the_name():
 
 def test_first_match_wins():
     decided = plan(WEIGHTS, recipe("select: {name: 'head.*'}, weights: {type: float, dtype: float16}", INT8)).compressed
-    assert str(decided["head.weight"].format) == "float16" and decided["head.weight"].step == 0
-    assert decided["body.0.weight"].format == IntFormat(8) and decided["body.0.weight"].step == 1
+    assert str(decided["head.weight"].format) == "float16" and decided["head.weight"].steps == (0,)
+    assert decided["body.0.weight"].format == IntFormat(8) and decided["body.0.weight"].steps == (1,)
     assert "body.0.bias" not in decided
 
 

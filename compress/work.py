@@ -1,0 +1,130 @@
+"""A model on its way through a recipe: what its steps have made of it so far, and the proof that they keep each other's work."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from compress.errors import BrokenInvariant, InputError
+from compress.network import Network
+from compress.plan import Decision, Plan
+from compress.recipe import Recipe
+from compress.samples import Data
+from compress.training import Budget, Constraint, Course, Remask, Training
+
+Progress = Callable[[str, int, int, float], None]
+"""(step's name, optimizer step, of how many, loss)"""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a caller gives besides model and recipe.
+
+    folder    where trainings keep their checkpoints; None keeps none
+    progress  called after every optimizer step
+    """
+
+    calibration: Data | None = None
+    training: Training | None = None
+    folder: Path | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An invariant that was checked on the values after a step."""
+
+    tensor: str
+    claim: str  # as "at least 80% zeros"
+    after: str  # the step
+    measured: str
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """network  with the values that the steps so far left; pruned weights are 0, clustered ones share values
+    masks    bool by tensor name, True where a weight may differ from 0
+    codes    cluster of each value by tensor name
+    """
+
+    network: Network
+    original: Network
+    recipe: Recipe
+    plan: Plan
+    means: Means
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    codes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    kept: tuple[Kept, ...] = ()
+
+    def taken(self, index: int) -> dict[str, Decision]:
+        """The tensors that a step takes."""
+        return {d.name: d for d in self.plan.decisions if index in d.steps}
+
+    def values(self, names) -> dict[str, np.ndarray]:
+        weights = self.network.weights()
+        return {name: weights[name].value for name in names}
+
+    def with_values(self, values: Mapping[str, np.ndarray]) -> "Work":
+        return replace(self, network=self.network.with_weights(values))
+
+    def with_masks(self, masks: Mapping[str, np.ndarray]) -> "Work":
+        return replace(self, masks={**self.masks, **masks})
+
+    def with_codes(self, codes: Mapping[str, np.ndarray]) -> "Work":
+        return replace(self, codes={**self.codes, **codes})
+
+    def moments(self, names) -> Mapping[str, np.ndarray]:
+        """Second moments [inputs, inputs] of the layers' inputs over the calibration data."""
+        if self.means.calibration is None:
+            raise InputError(f"recipe {self.recipe.name!r} ranks weights by their inputs: give `calibration`, some 100 typical inputs")
+        return self.network.second_moments(tuple(names), self.means.calibration)
+
+    def label(self, index: int) -> str:
+        """A step's name in messages; the encoding is what comes after the last one."""
+        return f"steps.{index} ({self.recipe.steps[index].step})" if index < len(self.recipe.steps) else "encoding"
+
+    def constraint(self, decision: Decision, index: int) -> Constraint:
+        """What a tensor keeps while step `index` trains."""
+        steps = [i for i in decision.steps if i <= index]
+        quantize = next((self.recipe.steps[i] for i in steps if self.recipe.steps[i].step == "quantize"), None)
+        codes = self.codes.get(decision.name)
+        return Constraint(
+            mask=self.masks.get(decision.name),
+            codes=codes,
+            per_axis=decision.cluster is not None and decision.cluster.per == "axis",
+            zero=codes is not None and decision.prune is not None,
+            format=quantize.weights if quantize else None,
+            activations=quantize.activations if quantize else None,
+        )
+
+    def learned(self, index: int, budget: Budget, remask: Remask | None = None) -> "Work":
+        """The network after a step's training, in which all that earlier steps made is kept."""
+        if self.means.training is None:
+            raise InputError(f"{self.label(index)} of recipe {self.recipe.name!r} trains: give `training`, inputs with their labels")
+        course = Course(
+            name=self.label(index),
+            constraints={d.name: self.constraint(d, index) for d in self.plan.decisions if d.steps},
+            budget=budget,
+            data=self.means.training,
+            remask=remask,
+            teacher=self.original if budget.distill else None,
+            checkpoint=self.means.folder / f"{self.recipe.id}-{index}.safetensors" if self.means.folder else None,
+            progress=(lambda step, steps, loss: self.means.progress(self.label(index), step, steps, loss)) if self.means.progress else None,
+        )
+        return replace(self, network=self.network.train(course))
+
+    def checked(self, index: int, values: Mapping[str, np.ndarray] | None = None) -> "Work":
+        """Proves on the network's values, or on the given ones, what the steps up to `index` promise. BrokenInvariant names tensor and step."""
+        found = []
+        for decision in self.plan.decisions:
+            promised = [self.recipe.steps[i] for i in decision.steps if i <= index]
+            if not promised or (values is not None and decision.name not in values):
+                continue
+            value = values[decision.name] if values is not None else self.network.weights()[decision.name].value
+            for step in promised:
+                for claim, measured, reason in step.holds(value, self.masks.get(decision.name)):
+                    if reason:
+                        raise BrokenInvariant(f"{decision.name}: {claim} does not hold after {self.label(index)}: {reason}")
+                    found.append(Kept(decision.name, claim, self.label(index), measured))
+        return replace(self, kept=self.kept + tuple(found))
