@@ -43,6 +43,10 @@ class Recipe(BaseModel):
         content = self.model_dump(mode="json", exclude={"name", "about"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def trains(self) -> bool:
+        return any(step.train for step in self.steps)
+
     @classmethod
     def load(cls, recipe: "str | Path | Recipe") -> "Recipe":
         """A recipe from a built-in name, a YAML file, or itself. RecipeError names the field that is wrong."""
@@ -82,11 +86,17 @@ class Recipe(BaseModel):
             raise RecipeError(f"recipe {self.name!r} selects no tensor of this model; its layer kinds: {kinds}")
 
 
+FIRST = ("float32", "float16", "int8-weight-only", "int8-dynamic", "int8-static", "int16x8", "int4-group32", "int4-signed-group32", "nf4", "nf4-double")
+TRAINED = (
+    *("prune50", "prune80", "prune-2of4", "prune-channels30", "cluster16", "prune50-int8", "prune80-cluster16-int8"),
+    *("qat-int8", "qat-int4", "pqat", "cqat", "pcqat"),
+)
+
+
 def built_in() -> tuple[str, ...]:
-    """Names of the built-in recipes, from least to most compressed."""
-    order = ["float32", "float16", "int8-weight-only", "int8-dynamic", "int8-static", "int16x8", "int4-group32", "int4-signed-group32", "nf4", "nf4-double"]
+    """Names of the built-in recipes, from least to most compressed; those that train come last."""
     found = {entry.name.removesuffix(".yaml") for entry in BUILT_IN.iterdir() if entry.name.endswith(".yaml")}
-    return tuple([name for name in order if name in found] + sorted(found - set(order)))
+    return (*FIRST, *sorted(found - {*FIRST, *TRAINED}), *TRAINED)
 
 
 def parse_document(kind: type[BaseModel], text: str, source: str):

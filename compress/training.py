@@ -21,12 +21,15 @@ class Distillation(BaseModel):
 
 
 class Budget(BaseModel):
-    """How long a step trains: `epochs` over the data, or a number of optimizer `steps`. Adam, with a cosine decay of the learning rate to 0."""
+    """How long a step trains: `epochs` over the data, or a number of optimizer `steps`. Adam, with a cosine decay of the learning rate to 0.
+
+    learning_rate  null: the training data's own
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, gt=0)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float | None = Field(None, gt=0)
     batch: int = Field(32, gt=0)
     seed: int = 0
     distill: Distillation | None = None
@@ -52,11 +55,13 @@ class Training:
     inputs  arrays by input name, or one array, or a tuple in the model's order: samples first
     labels  array [samples, ...]: class indices for cross_entropy, values for mse
     loss    "cross_entropy" of the first output's logits, "mse", or a function (outputs, labels) -> scalar in the model's own framework
+    learning_rate  that suits the model, where a budget says none
     """
 
     inputs: Data
     labels: np.ndarray
     loss: Loss = "cross_entropy"
+    learning_rate: float = 1e-3
 
 
 @dataclass(frozen=True, eq=False)

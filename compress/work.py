@@ -102,6 +102,7 @@ class Work:
         """The network after a step's training, in which all that earlier steps made is kept."""
         if self.means.training is None:
             raise InputError(f"{self.label(index)} of recipe {self.recipe.name!r} trains: give `training`, inputs with their labels")
+        budget = budget.model_copy(update={"learning_rate": budget.learning_rate or self.means.training.learning_rate})
         course = Course(
             name=self.label(index),
             constraints={d.name: self.constraint(d, index) for d in self.plan.decisions if d.steps},

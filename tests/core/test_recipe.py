@@ -40,7 +40,10 @@ def test_built_in_recipes_survive_yaml_and_keep_their_id(name):
 def test_the_built_in_recipes_are_there_and_differ():
     first = ("float32", "float16", "int8-weight-only", "int8-dynamic", "int8-static", "int16x8", "int4-group32", "int4-signed-group32", "nf4", "nf4-double")
     assert built_in()[: len(first)] == first
-    assert {"fp4", "mxfp4", "nvfp4", "kmeans16", "kmeans16-channel", "log4", "int3", "int2"} == set(built_in()[len(first) :])
+    untrained = [name for name in built_in() if not Recipe.load(name).trains]
+    assert {"fp4", "mxfp4", "nvfp4", "kmeans16", "kmeans16-channel", "log4", "int3", "int2"} == set(untrained[len(first) :])
+    trained = {"prune50", "prune80", "prune-2of4", "prune-channels30", "cluster16", "prune50-int8", "prune80-cluster16-int8"}
+    assert trained | {"qat-int8", "qat-int4", "pqat", "cqat", "pcqat"} == set(built_in()[len(untrained) :])
     assert len({Recipe.load(name).id for name in built_in()}) == len(built_in())
 
 
