@@ -16,6 +16,7 @@ class TensorLedger:
     scales: int
     zero_points: int
     codebook: int  # levels that a reader does not know by name
+    file_bytes: int  # of the file that `Encoded.save` writes, its header included
     padding_bits: int  # of the payload: bits after the last code
     bits_per_weight: float  # all of it over the number of weights
     shannon_bits: float  # entropy of the codes' distribution: no code of fixed levels needs fewer bits per weight (Shannon 1948)
@@ -28,6 +29,8 @@ class TensorLedger:
 
 
 def ledger(encoded: Encoded) -> TensorLedger:
+    from compress.numerics.file_size import file_bytes
+
     found, count = parts(encoded.shape, encoded.format), encoded.codes.size
     packed = encoded.packed()
     _, counts = np.unique(encoded.codes, return_counts=True)
@@ -37,6 +40,7 @@ def ledger(encoded: Encoded) -> TensorLedger:
         scales=found.scales,
         zero_points=found.zero_points,
         codebook=found.codebook,
+        file_bytes=file_bytes(encoded.shape, encoded.format),
         padding_bits=8 * found.payload - count * encoded.format.bits,
         bits_per_weight=8 * found.total / count,
         shannon_bits=float(-(share * np.log2(share)).sum()) + 0.0,

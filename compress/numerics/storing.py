@@ -40,9 +40,13 @@ def to_bytes(encoded: Encoded) -> bytes:
     """The safetensors file."""
     from safetensors.numpy import save as serialized
 
-    tensors = to_arrays(encoded)
-    about = {"compresskit.encoded": VERSION, "format": FORMAT.dump_json(encoded.format).decode(), "shape": json.dumps(encoded.shape)}
-    return serialized(tensors, metadata=about | {"sha256": checksum(tensors, about)})
+    tensors, told = to_arrays(encoded), about(encoded.format, encoded.shape)
+    return serialized(tensors, metadata=told | {"sha256": checksum(tensors, told)})
+
+
+def about(fmt: Format, shape: tuple[int, ...]) -> dict[str, str]:
+    """What a file says of itself, but for its checksum; compress.numerics.file_size predicts its bytes."""
+    return {"compresskit.encoded": VERSION, "format": FORMAT.dump_json(fmt).decode(), "shape": json.dumps(shape)}
 
 
 def load(path: str | os.PathLike) -> Encoded:
@@ -51,15 +55,15 @@ def load(path: str | os.PathLike) -> Encoded:
     path = Path(path)
     try:
         with safe_open(path, "numpy") as file:
-            about, tensors = dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+            told, tensors = dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
     except SafetensorError as error:
         raise BrokenFile(f"{path.name}: truncated, or not a safetensors file: {error}") from error
-    if about.get("compresskit.encoded") != VERSION:
+    if told.get("compresskit.encoded") != VERSION:
         raise BrokenFile(f"{path.name}: not an encoded tensor of version {VERSION}, which `Encoded.save` writes")
-    if about.pop("sha256", "") != checksum(tensors, about):
+    if told.pop("sha256", "") != checksum(tensors, told):
         raise BrokenFile(f"{path.name}: altered: its contents do not have the checksum that it names; write it again")
     try:
-        return from_arrays(tensors, FORMAT.validate_json(about["format"]), tuple(json.loads(about["shape"])))
+        return from_arrays(tensors, FORMAT.validate_json(told["format"]), tuple(json.loads(told["shape"])))
     except (ValidationError, RecipeError, KeyError, ValueError) as error:
         raise BrokenFile(f"{path.name}: its format and its arrays do not fit together: {error}") from error
 
