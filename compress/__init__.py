@@ -8,6 +8,7 @@ PUBLIC = {
     "Recipe": "compress.recipe",
     "compress": "compress.pipeline",
     "Compressed": "compress.pipeline",
+    "Training": "compress.training",
     "open_model": "compress.backends",
     "Artifact": "compress.artifact",
     "Encoded": "compress.numerics",

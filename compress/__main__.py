@@ -1,6 +1,7 @@
 """The command line `compresskit`; the only file that imports all three packages."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -80,21 +81,42 @@ def compress(
         ),
     ] = None,
     calibration: Calibration = None,
+    training: Annotated[
+        str | None, typer.Option("--training", "-t", help="`file.py:function` that returns (inputs, labels), for recipes that train.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="The peak learning rate that suits the model, where the recipe says none.", min=0)] = 1e-3,
+    checkpoints: Annotated[Path | None, typer.Option(help="A folder where trainings are kept: the same command goes on from there.")] = None,
 ) -> None:
     """Compress one model into one artifact.
 
     Example: `compresskit compress model.keras --recipe int8-static --to litert --calibration data.npz -o model.tflite`
+
+    With training: `compresskit compress model.keras --recipe pqat -c data.py:calibration -t data.py:train --checkpoints trained -o model.tflite`
     """
     import exporters
     from compress.pipeline import compress as run
+    from compress.references import load_training
 
     with console.status("opening the model") as status:
         network, data = open_network(model, calibration)
         status.update(f"fitting {recipe}")
-        small = run(network, recipe, calibration=data)
+        taught = load_training(training, learning_rate) if training else None
+        small = run(network, recipe, calibration=data, training=taught, checkpoints=checkpoints, progress=training_status(status))
         status.update(f"writing and checking {output.name}")
         artifact = exporters.export(small, output, to)
     show_artifact(artifact)
+
+
+def training_status(status):
+    """A progress callback that says how far a step's training is, and about how long it will take."""
+    began: dict[str, tuple[float, int]] = {}
+
+    def progress(step: str, done: int, steps: int, loss: float) -> None:
+        start, first = began.setdefault(step, (time.perf_counter(), done))
+        left = f", about {(time.perf_counter() - start) / (done - first) * (steps - done):,.0f} s left" if done > first else ""
+        status.update(f"{step}: step {done:,} of {steps:,}, loss {loss:.3f}{left}")
+
+    return progress
 
 
 def open_network(model: str, calibration: str | None):

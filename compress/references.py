@@ -9,6 +9,7 @@ from typing import Any
 
 from compress.errors import InputError
 from compress.registry import suggest
+from compress.training import Training
 
 
 def resolve(reference: str, folder: Path = Path(".")) -> Any:
@@ -65,6 +66,14 @@ def load_data(reference: str, folder: Path = Path("."), **limit: int) -> tuple[A
     data = resolve(reference, folder)(**limit)
     labelled = isinstance(data, tuple) and len(data) == 2 and getattr(data[1], "ndim", None) == 1
     return data if labelled else (data, None)
+
+
+def load_training(reference: str, learning_rate: float, folder: Path = Path(".")) -> Training:
+    """Training data from a function that returns (inputs, labels)."""
+    inputs, labels = load_data(reference, folder)
+    if labels is None:
+        raise InputError(f"{reference!r} returns no labels: training takes (inputs, labels)")
+    return Training(inputs, labels, learning_rate=learning_rate)
 
 
 def is_code(reference: str) -> bool:

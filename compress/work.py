@@ -113,7 +113,13 @@ class Work:
             checkpoint=self.means.folder / f"{self.recipe.id}-{index}.safetensors" if self.means.folder else None,
             progress=(lambda step, steps, loss: self.means.progress(self.label(index), step, steps, loss)) if self.means.progress else None,
         )
-        return replace(self, network=self.network.train(course))
+        if course.checkpoint is None:
+            return replace(self, network=self.network.train(course))
+        from filelock import FileLock
+
+        course.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(course.checkpoint.with_suffix(".lock")):  # processes that export one recipe to several files train it once
+            return replace(self, network=self.network.train(course))
 
     def checked(self, index: int, values: Mapping[str, np.ndarray] | None = None) -> "Work":
         """Proves on the network's values, or on the given ones, what the steps up to `index` promise. BrokenInvariant names tensor and step."""

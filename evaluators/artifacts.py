@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from compress.network import InputSpec, Network
 from compress.pipeline import compress
 from compress.plan import Plan
 from compress.recipe import Recipe
-from compress.references import load_data, load_model
+from compress.references import load_data, load_model, load_training
 from compress.samples import Data
 from evaluators.worker import resolve
 
 EXPORT = "exporters:export"
+TRAINED = "trained"
 
 
 @cache
@@ -26,10 +28,15 @@ def opened(model: str, calibration: str | None, folder: str) -> tuple[Network, D
     return open_model(load_model(model, Path(folder)), inputs=data), data
 
 
-def export_recipe(model: str, calibration: str | None, folder: str, recipe: str, exporter: str, out: str, name: str, export: str) -> dict[str, Any]:
-    """Writes one artifact to `out`/`name` and returns its facts. `recipe` is YAML."""
+def export_recipe(
+    model: str, calibration: str | None, training: tuple[str | None, float], folder: str, recipe: str, exporter: str, out: str, name: str, export: str
+) -> dict[str, Any]:
+    """Writes one artifact to `out`/`name` and returns its facts. `recipe` is YAML; what it trains is kept beside the artifacts, for the other exporters."""
     network, data = opened(model, calibration, folder)
-    small = compress(network, Recipe.parse(recipe), calibration=data)
+    parsed = Recipe.parse(recipe)
+    taught = load_training(*training, Path(folder)) if parsed.trains else None
+    trained = Path(out).parent / TRAINED / sha256(model.encode()).hexdigest()[:8]
+    small = compress(network, parsed, calibration=data, training=taught, checkpoints=trained)
     artifact = resolve(export)(small, Path(out) / name, exporter)
     return {
         "artifact": to_facts(artifact, name),

@@ -74,7 +74,8 @@ def exported(run: Any, lane: Lane, arms: list[tuple[Planned, Column]]) -> Piece:
     arm, column = arms[0]
     folder, (calibration, _) = run.study.folder, run.study.data(arm.model)
     reference = run.study.models[arm.model].open
-    made_of = fingerprint(reference, folder), fingerprint(calibration, folder)
+    training = run.study.lessons(arm.model) if arm.recipe.trains else (None, 0.0)
+    made_of = fingerprint(reference, folder), fingerprint(calibration, folder), *((fingerprint(training[0], folder), training[1]) if training[0] else ())
     name = f"{arm.model}.{arm.recipe.name}.{column.exporter}{column.suffix}"
     key = identity("export", made_of, name, arm.recipe.id, column.exporter, run.export, versions(), __version__)
     piece = run.store.settled(key)
@@ -84,7 +85,7 @@ def exported(run: Any, lane: Lane, arms: list[tuple[Planned, Column]]) -> Piece:
         run.progress.stage(one.id, "exporting")
     run.begin_work()
     run.store.keep_facts(**{f"artifact {name}": ""})
-    call = reference, calibration, str(folder), arm.recipe.to_yaml(), column.exporter, str(run.store.folder / ARTIFACTS), name, run.export
+    call = reference, calibration, training, str(folder), arm.recipe.to_yaml(), column.exporter, str(run.store.folder / ARTIFACTS), name, run.export
     outcome = lane.call("evaluators.artifacts:export_recipe", *call)
     run.store.keep_facts(**{f"artifact {name}": key})
     return run.keep("export", key, f"{arm.model}/{arm.recipe.name}/{column.exporter}", outcome, lambda value: (value, {}))

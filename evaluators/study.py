@@ -47,6 +47,8 @@ class Model(Document):
     open: str
     calibration: str | None = None
     test: str | None = None
+    training: str | None = None
+    learning_rate: float | None = Field(None, gt=0)
 
 
 def from_name(value: object) -> object:
@@ -59,6 +61,7 @@ class Study(Document):
     models       `file.py:function`, `package.module:function` or a model file, by name
     calibration  a function returning inputs or (inputs, labels), or an .npy or .npz file
     test         a function returning (inputs, labels); called with limit=samples
+    training     a function returning (inputs, labels), for recipes that train; with a learning_rate that suits the model
     recipes      built-in names or .yaml files
     runtimes     names of runtimes, or of exporters, whose files then run where they belong
     """
@@ -67,6 +70,8 @@ class Study(Document):
     models: dict[str, Annotated[Model, BeforeValidator(from_name)]] = Field(min_length=1)
     calibration: str | None = None
     test: str | None = None
+    training: str | None = None
+    learning_rate: float = Field(1e-3, gt=0)
     samples: int = Field(600, ge=1)
     recipes: tuple[str, ...] = Field(min_length=1)
     runtimes: tuple[str, ...] = Field(min_length=1)
@@ -121,10 +126,15 @@ class Study(Document):
     def look_up(self) -> None:
         """Checks every reference, recipe, runtime and target without running any of their code."""
         for model in self.models.values():
-            for reference in (model.open, model.calibration or self.calibration, model.test or self.test):
+            for reference in (model.open, model.calibration or self.calibration, model.test or self.test, model.training or self.training):
                 if reference is not None:
                     check(reference, self.folder)
-        names = [recipe.name for recipe in self.loaded_recipes()]
+        recipes = self.loaded_recipes()
+        trains = [recipe.name for recipe in recipes if recipe.trains]
+        untaught = [name for name, model in self.models.items() if not (model.training or self.training)]
+        if trains and untaught:
+            raise RecipeError(f"training: the recipe(s) {', '.join(trains)} train, and the model(s) {', '.join(untaught)} have no training data")
+        names = [recipe.name for recipe in recipes]
         if len(set(names)) < len(names):
             raise RecipeError(f"recipes: two of them have the same name: {', '.join(names)}")
         for target in self.targets:
@@ -137,6 +147,11 @@ class Study(Document):
         """References to a model's calibration and test data."""
         own = self.models[model]
         return own.calibration or self.calibration, own.test or self.test
+
+    def lessons(self, model: str) -> tuple[str | None, float]:
+        """Reference to a model's training data, and the learning rate that suits it."""
+        own = self.models[model]
+        return own.training or self.training, own.learning_rate or self.learning_rate
 
 
 @dataclass(frozen=True)
