@@ -209,13 +209,19 @@ class Learned:
 class DoubleQuantized:
     """Scales that are themselves codes of 8 bits, after their mean over the tensor is taken off.
 
-    dynamic  bitsandbytes' signed dynamic map, one float32 scale for each `block` scales
-    linear   torchao's int8: round(256 r / (2 max |r|)) with one factor for each `block` scales
+    dynamic       bitsandbytes' signed dynamic map of 256 levels by the nearest level, one float32 scale for each `block` scales: its PyTorch and CUDA code
+    dynamic_grid  the same map as its native CPU kernel has it: the level nearest to the nearest of 65536 even steps from -1 to 1; code 0 for `block`s of zeros
+    linear        torchao's int8: round(256 r / (2 max |r|)) with one factor for each `block` scales
     """
 
     __pydantic_config__ = STRICT
-    kind: Literal["dynamic", "linear"] = "dynamic"
+    kind: Literal["dynamic", "dynamic_grid", "linear"] = "dynamic"
     block: int = 256
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether codes are decoded by the dynamic map."""
+        return self.kind != "linear"
 
     def __str__(self) -> str:
         return f"double-quantized ({self.kind}, {self.block})"

@@ -31,7 +31,12 @@ MX = {"scale_dtype": "float8_e8m0"}
 
 PRESETS: dict[str, Preset] = {
     "bnb.nf4": Preset(CodebookFormat("nf4", PerBlock(64), **BNB), "bitsandbytes, QLoRA; ONNX Runtime MatMulBnb4"),
-    "bnb.nf4.dq": Preset(CodebookFormat("nf4", PerBlock(64), **BNB, double=DoubleQuantized()), "bitsandbytes with compress_statistics, QLoRA"),
+    "bnb.nf4.dq": Preset(
+        CodebookFormat("nf4", PerBlock(64), **BNB, double=DoubleQuantized("dynamic_grid")), "bitsandbytes with compress_statistics on a CPU, QLoRA"
+    ),
+    "bnb.nf4.dq.nearest": Preset(
+        CodebookFormat("nf4", PerBlock(64), **BNB, double=DoubleQuantized()), "bitsandbytes with compress_statistics, its PyTorch and CUDA code"
+    ),
     "bnb.fp4": Preset(CodebookFormat("fp4_bnb", PerBlock(64), **BNB), "bitsandbytes FP4; ONNX Runtime MatMulBnb4"),
     "bnb.int8.row": Preset(IntFormat(8, PerAxis(), "narrow"), "bitsandbytes LLM.int8() weights"),
     "torchao.nf4": Preset(CodebookFormat("nf4_torchao", PerBlock(64), double=DoubleQuantized("linear")), "torchao to_nf4"),

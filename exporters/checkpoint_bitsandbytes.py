@@ -31,7 +31,7 @@ def check(decision: Decision) -> None:
     fmt = decision.format
     if fmt.scaling != "amax" or fmt.scale_dtype != "float32" or not isinstance(fmt.granularity, PerBlock) or fmt.granularity.size not in BLOCKS:
         raise Refused(f"bitsandbytes keeps one float32 largest magnitude for each block of {', '.join(map(str, BLOCKS))} values, not {fmt}")
-    if fmt.double and fmt.double.kind != "dynamic":
+    if fmt.double and not fmt.double.dynamic:
         raise Refused(f"bitsandbytes double-quantizes by its dynamic map, not {fmt.double}")
 
 

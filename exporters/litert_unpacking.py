@@ -133,7 +133,7 @@ def scales(nodes: Nodes, arrays: Mapping[str, Place], fmt: IntFormat | CodebookF
 
 def double(nodes: Nodes, arrays: Mapping[str, Place], fmt: CodebookFormat) -> Place:
     codes, how = arrays["scale_codes"], fmt.double
-    values = nodes.gather(nodes.constant(levels("dynamic8").values), nodes.cast(codes, "int32")) if how.kind == "dynamic" else nodes.cast(codes, "float32")
+    values = nodes.gather(nodes.constant(levels("dynamic8").values), nodes.cast(codes, "int32")) if how.dynamic else nodes.cast(codes, "float32")
     rows = Reach.of(codes.shape, PerBlock(how.block))
     product = nodes.binary("MUL", rows.grouped(nodes, values), nodes.reshape(arrays["scale_factors"], rows.scales))
     return nodes.binary("ADD", rows.whole(nodes, product, codes.shape), arrays["scale_offset"])

@@ -23,7 +23,7 @@ def decoded_scales(stored: "Stored") -> ir.Value:
     """float32 [scales] of double quantization: level * factor + offset."""
     build, name, double, codes = stored.build, f"{stored.name}/scale", stored.encoded.format.double, stored.encoded.scale_codes
     kept = stored.once("scale_codes", lambda: codes.codes)
-    if double.kind == "dynamic":
+    if double.dynamic:
         level = unpack.looked_up(build, unpack.table(build, "dynamic8"), build.cast(kept, INT32, f"{name}/index"), name)
     else:
         level = build.cast(kept, FLOAT, f"{name}/level")

@@ -111,7 +111,7 @@ def scales(b: Builder, name: str) -> fx.Node:
         stored = b.part(name, "scales")
         return stored if b.encoded[name].format.scale_dtype == "float32" else as_float(b, stored)
     stored, count = b.part(name, "scale_codes"), prod(b.scale_shape(name))
-    if double.kind == "dynamic":
+    if double.dynamic:
         levels = b.call(aten.index.Tensor, b.table(name, "scales", "dynamic8"), [b.call(aten.to.dtype, stored, torch.int32)])
     else:
         levels = as_float(b, stored)

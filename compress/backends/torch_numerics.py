@@ -14,7 +14,7 @@ from compress.numerics.codebooks import MANTISSA_BITS, Levels, levels
 from compress.numerics.encoded import checked
 from compress.numerics.ledger import TensorLedger
 from compress.numerics.scales import E4M3_LARGEST, E4M3_SMALLEST, TINY
-from compress.numerics.scaling import SMALLEST, ScaleCodes, check_levels
+from compress.numerics.scaling import GRID, SMALLEST, ScaleCodes, check_levels, grid_codes
 
 ARRAYS = ("codes", "scales", "zero_points", "codebook")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -216,18 +216,23 @@ def double_quantized(scales: torch.Tensor, fmt: CodebookFormat) -> ScaleCodes:
     offset = scales.mean()
     rows = torch.nn.functional.pad(scales - offset, (0, -scales.numel() % block)).reshape(-1, block)
     amax = rows.abs().amax(1)
-    if fmt.double.kind == "dynamic":
-        codes, factor = nearest(rows * (1 / amax.clamp(min=float(SMALLEST)))[:, None], levels("dynamic8")), amax
+    if fmt.double.dynamic:
+        shares, factor = rows * (1 / amax.clamp(min=float(SMALLEST)))[:, None], amax
+        codes = on_grid(shares, amax) if fmt.double.kind == "dynamic_grid" else nearest(shares, levels("dynamic8"))
     else:
         factor = torch.where(amax == 0, 1.0, 2 * amax / 256)
         codes = (rows * (1 / factor)[:, None]).round().clamp(-128, 127).to(torch.int8)
     return ScaleCodes(codes.ravel()[: scales.numel()], factor, offset)
 
 
+def on_grid(shares: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
+    codes = torch.as_tensor(grid_codes(), device=shares.device)[((shares + 1) * (GRID / 2) + 0.5).int()]
+    return torch.where(amax[:, None] == 0, torch.zeros_like(codes), codes)
+
+
 def decoded_scales(double: ScaleCodes, fmt: CodebookFormat) -> torch.Tensor:
     factors = double.factors.repeat_interleave(fmt.double.block)[: double.codes.numel()]
-    dynamic = fmt.double.kind == "dynamic"
-    values = torch.as_tensor(levels("dynamic8").values, device=factors.device)[double.codes.long()] if dynamic else double.codes.float()
+    values = torch.as_tensor(levels("dynamic8").values, device=factors.device)[double.codes.long()] if fmt.double.dynamic else double.codes.float()
     return values * factors + double.offset
 
 

@@ -1,6 +1,7 @@
 """Scales of codebook formats, and scales that are codes themselves."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from compress.numerics.codebooks import MANTISSA_BITS, Levels, levels
 from compress.numerics.scales import E4M3_LARGEST, TINY, stored, to_e4m3
 
 SMALLEST = np.float32(1e-38)  # of bitsandbytes' divisors
+GRID = 65535  # intervals of its CPU kernel's table over [-1, 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class ScaleCodes:
     def decode(self, double: DoubleQuantized) -> np.ndarray:
         """float32 [scales]."""
         factors = np.repeat(self.factors, double.block)[: self.codes.size]
-        table = levels("dynamic8").values[self.codes] if double.kind == "dynamic" else self.codes.astype(np.float32)
+        table = levels("dynamic8").values[self.codes] if double.dynamic else self.codes.astype(np.float32)
         return table * factors + self.offset
 
     @property
@@ -45,12 +47,26 @@ def double_quantized(scales: np.ndarray, double: DoubleQuantized) -> ScaleCodes:
     padded[: rest.size] = rest
     rows = padded.reshape(blocks, -1)
     amax = np.abs(rows).max(1)
-    if double.kind == "dynamic":
-        codes = levels("dynamic8").nearest(rows * (np.float32(1) / np.maximum(amax, SMALLEST))[:, None])
+    if double.dynamic:
+        shares = rows * (np.float32(1) / np.maximum(amax, SMALLEST))[:, None]
+        codes = grid_codes()[grid_steps(shares)] if double.kind == "dynamic_grid" else levels("dynamic8").nearest(shares)
+        if double.kind == "dynamic_grid":
+            codes[amax == 0] = 0
         return ScaleCodes(codes.ravel()[: rest.size], amax, offset)
     factor = np.where(amax == 0, np.float32(1), 2 * amax / np.float32(256))
     codes = np.clip(np.rint(rows * (np.float32(1) / factor)[:, None]), -128, 127).astype(np.int8)
     return ScaleCodes(codes.ravel()[: rest.size], factor.astype(np.float32), offset)
+
+
+def grid_steps(shares: np.ndarray) -> np.ndarray:
+    """int32 of float32 values in [-1, 1]: which of the kernel's 65536 steps each is looked up at, in its float32 arithmetic."""
+    return ((shares + np.float32(1)) * np.float32(GRID / 2) + np.float32(0.5)).astype(np.int32)
+
+
+@cache
+def grid_codes() -> np.ndarray:
+    """uint8 [65536]: the dynamic map's nearest level to each step of bitsandbytes' CPU table."""
+    return levels("dynamic8").nearest(np.float32(-1) + np.arange(GRID + 1, dtype=np.float32) * np.float32(2 / GRID))
 
 
 def amax_scale(rows: np.ndarray, fmt: CodebookFormat, table: Levels) -> np.ndarray:

@@ -39,15 +39,10 @@ def rows(values: np.ndarray) -> Theirs:
     return Theirs(codes.numpy(), functional.int8_vectorwise_dequant(codes, amax).numpy())
 
 
-COARSE = (
-    "The 4-bit codes are the same; the codes of their scales come from a native CPU kernel that looks a coarse table up before it compares, "
-    "and writes code 0 where a block of scales equals their mean"
-)
-
 CLAIMS = (
     Claim("bnb.nf4", "quantize_4bit", four_bits("nf4")),
-    Claim("bnb.nf4.dq", "quantize_4bit, compress_statistics", four_bits("nf4", double=True), COARSE),
-    Claim("bnb.nf4.dq", "backends.default", stated),
+    Claim("bnb.nf4.dq", "quantize_4bit, compress_statistics", four_bits("nf4", double=True)),
+    Claim("bnb.nf4.dq.nearest", "backends.default", stated),
     Claim("bnb.fp4", "quantize_4bit", four_bits("fp4")),
     Claim("bnb.int8.row", "int8_vectorwise_quant", rows, "It multiplies by 127 / amax, this project divides by amax / 127", dtype="float16"),
 )
