@@ -88,7 +88,8 @@ def metadata(small: Compressed, exporter: str, stored: dict[str, dict[str, Any]]
             "recipe_id": recipe.id,
             "inputs": [[spec.name, list(spec.shape), spec.dtype] for spec in small.network.inputs],
             "tensors": stored,
-        }
+        },
+        separators=(",", ":"),
     )
 
 

@@ -120,8 +120,11 @@ def save(small: Compressed, model, stored: dict[str, dict[str, Any]], path: Path
     import onnx
     import onnx_ir as ir
 
+    from exporters.onnx_shortening import shorten
+
     model.metadata_props[METADATA_KEY] = metadata(small, "onnx", stored)
     proto = ir.to_proto(model)
+    shorten(proto.graph, stored, {name for about in stored.values() for name in (about["file_name"], *about.get("constants", {}).values())})
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString())
 
