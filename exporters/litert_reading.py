@@ -48,7 +48,7 @@ def told(
     for name in packed:
         stored[name] |= {"packed": litert_once.about(small.encoded[name]), "places": []}
     order = dict(zip(("input_positions", "output_positions"), positions, strict=True))
-    return json.dumps(json.loads(metadata(small, exporter, stored)) | order).encode()
+    return json.dumps(json.loads(metadata(small, exporter, stored)) | order, separators=(",", ":")).encode()
 
 
 def told_by(model: Any, name: str) -> dict:
@@ -91,14 +91,14 @@ def tensors(model: Any, about: Mapping) -> Iterable[StoredTensor]:
             names[place["file_name"]].append((name, entry, Layout.of(place)))
     places = tflite_file.constants(model)
     scales = {(id(place.graph), index) for place in places if (index := tflite_file.block_scales(place)) is not None}
-    named, counted = set(), set()
+    named, counted, vectors = set(), set(), set()
     for place in places:
         if (id(place.graph), place.index) in scales or not is_weight(place) or tflite_file.text(place.graph.name) == litert_once.SUBGRAPH:
             continue
         bare = place.tensor.buffer in counted
         counted.add(place.tensor.buffer)
         for name, entry, layout in names.get(place.name, [(place.name, {}, None)]):
-            yield stored(model, place, place.name if name in named else name, entry.get("reason", ""), layout, bare)
+            yield stored(model, place, place.name if name in named else name, entry.get("reason", ""), layout, bare, vectors)
             named.add(name)
             bare = True
 
@@ -125,10 +125,10 @@ def is_weight(place: tflite_file.Place) -> bool:
     return place.dtype in ("float32", "float16", "bfloat16") or tflite_file.scales_of(place) is not None or tflite_file.block_scales(place) is not None
 
 
-def stored(model: Any, place: tflite_file.Place, name: str, reason: str, layout: Layout | None, bare: bool) -> StoredTensor:
+def stored(model: Any, place: tflite_file.Place, name: str, reason: str, layout: Layout | None, bare: bool, counted: set[int]) -> StoredTensor:
     """One constant; `bare` where its bytes are another tensor's as well and were counted there."""
     placement, cause = placement_of(model, place)
-    payload, scale_bytes, zero_bytes = (0, 0, 0) if bare else sizes(model, place)
+    payload, scale_bytes, zero_bytes = (0, 0, 0) if bare else sizes(model, place, counted)
     facts = {"payload_bytes": payload, "scale_bytes": scale_bytes, "zero_point_bytes": zero_bytes}
     if place.dtype == "float32":
         return StoredTensor(name, place.name, layout.canonical if layout else place.shape, place.dtype, "float", reason, **facts)
@@ -151,8 +151,11 @@ def numbers(model: Any, place: tflite_file.Place) -> tuple[np.ndarray | None, np
     return (scales.reshape(()) if scales.size == 1 else scales), (zero if zero.any() else None)
 
 
-def sizes(model: Any, place: tflite_file.Place) -> tuple[int, int, int]:
-    """Bytes that the codes, scales and zero points take in the file: zero points are int64 in a flatbuffer, even where all are 0."""
+def sizes(model: Any, place: tflite_file.Place, counted: set[int]) -> tuple[int, int, int]:
+    """Bytes that the codes, scales and zero points take in the file: zero points are int64 in a flatbuffer, even where all are 0.
+
+    Tensors can share a vector, which is then at one address: it counts where `counted` lacks it.
+    """
     payload = len(model.buffers[place.tensor.buffer].data)
     block = tflite_file.block_scales(place)
     if block is not None:
@@ -160,8 +163,14 @@ def sizes(model: Any, place: tflite_file.Place) -> tuple[int, int, int]:
     scales = tflite_file.scales_of(place)
     if scales is None:
         return payload, 0, 0
-    zero = place.tensor.quantization.zeroPoint
-    return payload, 4 * scales.size, 8 * (0 if zero is None else len(zero))
+    return payload, own_bytes(place.tensor.quantization.scale, counted), own_bytes(place.tensor.quantization.zeroPoint, counted)
+
+
+def own_bytes(vector: Any, counted: set[int]) -> int:
+    if not isinstance(vector, np.ndarray) or vector.ctypes.data in counted:
+        return 0
+    counted.add(vector.ctypes.data)
+    return vector.nbytes
 
 
 def placement_of(model: Any, place: tflite_file.Place) -> tuple[Placement, str]:

@@ -21,6 +21,8 @@ OPERATOR_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).item
 NUMPY = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
 MARK = b"TFL3"
 SPARE = 1 << 20  # bytes for all that is not buffers; the builder grows slowly
+LARGEST_COMPACTED = 1 << 30  # bytes
+LARGEST_SHARED = 1 << 20  # bytes of a vector that is worth comparing with others
 STORED_AS = {"bfloat16": "uint16"}  # bit patterns of a type that NumPy lacks
 SUB_BYTE = {"int4": 4, "int2": 2}
 DAMAGE = (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError, MemoryError)
@@ -186,9 +188,41 @@ def empty_unused(model: Any) -> None:
             buffer.data = None
 
 
+class Sharing(flatbuffers.Builder):
+    """Writes equal vectors once: the zeros that LiteRT demands beside every scale, shapes, small tables."""
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self.written: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802  flatbuffers' name
+        if x.nbytes > LARGEST_SHARED:
+            return super().CreateNumpyVector(x)
+        key = x.dtype.str, x.tobytes()
+        if key not in self.written:
+            self.written[key] = super().CreateNumpyVector(x)
+        return self.written[key]
+
+
+def compacted(data: bytes) -> bytes:
+    """The same model in fewer bytes: equal vectors are shared, and names and quantization that are empty are left out.
+
+    Files beyond 1 GB stay as they are: a builder holds 2 GB, and larger files keep their buffers behind the flatbuffer.
+    """
+    if len(data) > LARGEST_COMPACTED:
+        return data
+    model = parse(data, "the written model")
+    for place in all_tensors(model):
+        quantization = place.tensor.quantization
+        if quantization is not None and scales_of(place) is None and block_scales(place) is None:
+            place.tensor.quantization = None
+        place.tensor.name = place.tensor.name or None
+    return serialized(model)
+
+
 def serialized(model: Any) -> bytes:
     """A ModelT as a file, buffers inside the flatbuffer."""
-    builder = flatbuffers.Builder(sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None) + SPARE)
+    builder = Sharing(sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None) + SPARE)
     builder.Finish(model.Pack(builder), file_identifier=MARK)
     return bytes(builder.Output())
 

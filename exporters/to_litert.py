@@ -153,6 +153,7 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
         notes = (*notes, *wide)
     if packed:
         written = litert_once.pack(written, packed)
+    written = tflite_file.compacted(written)
     check_loads(written)
     path.write_bytes(written)
     unclear = [name for name in wanted if any(layout.file_name in converted.unclear for layout in converted.layouts[name])]

@@ -1,0 +1,38 @@
+"""Files of a middle-sized network take what its plan predicts: operators, names and metadata add little where weights dominate."""
+
+import numpy as np
+import pytest
+
+import exporters
+from compress import compress
+from compress.backends import open_model
+
+torch = pytest.importorskip("torch")
+
+DATA = np.random.default_rng(3).normal(size=(8, 512)).astype(np.float32)
+WITHIN = {
+    (".onnx", "int8-static"): 0.01,
+    (".onnx", "int4-group32"): 0.01,
+    (".onnx", "kmeans16"): 0.01,
+    (".onnx", "nf4-double"): 0.013,  # half a megabyte: a table of 256 levels in 1 kB, and for each of 4 weights 10 nodes and 740 bytes of metadata
+    (".tflite", "int4-group32"): 0.01,
+    (".tflite", "int8-weight-only"): 0.01,
+    (".tflite", "int8-static"): 0.015,  # LiteRT keeps a float32 scale for each int32 bias, and int64 zeros as long as the scales
+    (".tflite", "kmeans16"): 0.022,  # operators that decode each weight at the first run
+    (".tflite", "nf4-double"): 0.033,  # operators that decode each weight and its scales at the first run
+}
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(9)
+    return open_model(torch.nn.Sequential(*(layer for _ in range(4) for layer in (torch.nn.Linear(512, 512), torch.nn.ReLU()))), DATA[:1])
+
+
+@pytest.mark.parametrize(("suffix", "recipe"), WITHIN)
+def test_files_are_as_large_as_planned(suffix, recipe, network, tmp_path):
+    calibration = DATA if "static" in recipe else None
+    small = compress(network, recipe, calibration=calibration)
+    ledger = exporters.export(small, tmp_path / f"m{suffix}").ledger
+    assert abs(ledger.file_bytes - small.plan.size_bytes) <= WITHIN[suffix, recipe] * small.plan.size_bytes
+    assert min(ledger.payload, ledger.scales, ledger.graph) > 0 and ledger.zero_points >= 0  # what tensors share counts once
