@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 CORE := .venv-core/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install compare compare-full compare-formats digits test test-core lint bench clean
+.PHONY: help install compare compare-full compare-formats digits digits-training compare-training test test-core lint bench clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -29,6 +29,12 @@ compare-formats: $(INSTALLED) ## the same with every built-in recipe, 18 of them
 digits: $(INSTALLED) ## the same for a small Keras model; writes digits/
 	$(BIN)/compresskit compare examples/digits/study.yaml --out digits
 
+digits-training: $(INSTALLED) ## the recipes that prune, cluster and train, on the small Keras model; writes digits-training/
+	$(BIN)/compresskit compare examples/digits/study-training.yaml --out digits-training
+
+compare-training: $(INSTALLED) ## the same on the sentiment model (about an hour); writes report-training/
+	$(BIN)/compresskit compare examples/sentiment/study-training.yaml --out report-training
+
 test: $(INSTALLED) ## the whole test suite
 	$(BIN)/python -m pytest
 
@@ -48,4 +54,4 @@ bench: $(INSTALLED) ## this project against its peers (benchmarks/)
 	$(BIN)/python -m benchmarks
 
 clean: ## remove environments and reports
-	rm -rf .venv .venv-core report report-full report-formats digits
+	rm -rf .venv .venv-core report report-full report-formats report-training digits digits-training

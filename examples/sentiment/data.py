@@ -68,3 +68,8 @@ def calibration(limit: int = 64):
 
 def train():
     return part(TEST + CALIBRATION, None)
+
+
+def recovery(limit: int = 4096):
+    """A part of the training reviews: what a compressed model needs to find its accuracy again."""
+    return part(TEST + CALIBRATION, TEST + CALIBRATION + limit)
