@@ -47,6 +47,21 @@ Division = Literal["true", "reciprocal"]  # x / scale, or x * (1 / scale) in flo
 CodesFrom = Literal["stored", "exact"]  # codes follow from the scale as stored, or from the float32 one before that (GGUF)
 ScaleDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0"]  # e8m0: powers of two, rounded up in integer formats
 
+SmallScale = Literal["one", "keep", "normal", "eps"]
+"""What becomes of a scale below 2^-126, the smallest normal float32, and of the scale of zeros.
+
+one      1, with codes of 0: decoding multiplies by no subnormal number, which kernels that flush those to zero take as 0
+keep     it stays; 1 for zeros. Where 1 / scale overflows, `reciprocal` codes saturate, as the library's own do
+normal   2^-126, for zeros too; codebooks of scaling mx_* keep a scale of 2^-127 and divide by 2^-126, of mx_rceil by 1: torchao
+eps      any scale below 2^-23 is raised to that                                                       torchao int8, PyTorch's observers
+"""
+
+Arithmetic = Literal["float32", "float16", "bfloat16"]
+"""What encoding computes in: scale, its reciprocal, quotient and shift are each rounded to it. A library that gets half-precision weights computes so.
+
+Decoding is in float32 all the same: products of codes and half-precision scales are exact there.
+"""
+
 
 @dataclass(frozen=True)
 class PerTensor:
@@ -123,13 +138,15 @@ class IntFormat:
     percentile: float = 99.9  # the share of values that stay in range; fit "percentile" only
     division: Division = "true"
     codes_from: CodesFrom = "stored"
+    small_scale: SmallScale = "one"
+    arithmetic: Arithmetic = "float32"
     type: Literal["int"] = "int"
 
     def __post_init__(self):
         if self.bits not in (*range(1, 9), 16):
             raise RecipeError(f"bits: integers have 1 to 8 or 16 bits, not {self.bits}")
         choices = {"rule": ScaleRule, "rounding": Rounding, "scale_dtype": ScaleDtype, "zero_point": ZeroPoint, "fit": Fit, "division": Division}
-        check_choices(self, choices | {"codes_from": CodesFrom})
+        check_choices(self, choices | {"codes_from": CodesFrom, "small_scale": SmallScale, "arithmetic": Arithmetic})
         if not 50 < self.percentile <= 100:
             raise RecipeError(f"percentile: above 50 and at most 100, not {self.percentile}")
         for wrong, reason in self.contradictions():
@@ -148,6 +165,8 @@ class IntFormat:
             float8 and self.zero_point != "integer",
             f"scale_dtype: {self.scale_dtype} cannot store {self.zero_point} zero points, which are kept in the same dtype",
         )
+        narrow = self.small_scale in ("keep", "normal") and self.working_dtype not in ("float32", "bfloat16")
+        yield narrow, f"small_scale: {self.small_scale} has no meaning below the range of {self.scale_dtype} scales"
         yield self.fit == "mse" and self.zero_point != "integer", f"fit: mse knows integer zero points, not {self.zero_point} ones"
         yield not self.symmetric and self.fit in ("octav", "entropy"), f"fit: {self.fit} finds one threshold for both signs, and rule asymmetric has two ends"
 
@@ -182,6 +201,7 @@ class IntFormat:
             "" if self.fit == "minmax" else f"{self.fit} range",
             "" if self.symmetric or self.zero_point == "integer" else f"{self.zero_point} zero points",
             "" if self.scale_dtype == "float32" else f"{self.scale_dtype} scales",
+            "" if self.arithmetic == "float32" else f"computed in {self.arithmetic}",
         ]
         return ", ".join([f"{'' if self.signed else 'u'}int{self.bits} {self.granularity} {self.rule}", *filter(None, extras)])
 
@@ -255,10 +275,12 @@ class CodebookFormat:
     scale_dtype: ScaleDtype = "float32"
     double: DoubleQuantized | None = None
     division: Division = "true"
+    small_scale: SmallScale = "one"
+    arithmetic: Arithmetic = "float32"
     type: Literal["codebook"] = "codebook"
 
     def __post_init__(self):
-        check_choices(self, {"scaling": Scaling, "scale_dtype": ScaleDtype, "division": Division})
+        check_choices(self, {"scaling": Scaling, "scale_dtype": ScaleDtype, "division": Division, "small_scale": SmallScale, "arithmetic": Arithmetic})
         if isinstance(self.codebook, tuple) and not (2 <= len(set(self.codebook)) <= 256 and len(set(self.codebook)) == len(self.codebook)):
             raise RecipeError(f"codebook: 2 to 256 different levels, not {len(set(self.codebook))} of {len(self.codebook)}")
         if isinstance(self.codebook, str):
@@ -274,6 +296,10 @@ class CodebookFormat:
         yield self.learned and self.scaling != "none", f"scaling: a learned codebook is in the values' own units: none, not {self.scaling}"
         yield self.scaling.startswith("mx") != e8m0, f"scale_dtype: scaling {self.scaling} and {self.scale_dtype} scales do not go together"
         yield (self.scaling == "nvfp4") != (self.scale_dtype == "float8_e4m3"), f"scale_dtype: {self.scale_dtype} does not go with scaling {self.scaling}"
+        known = {"amax": ("keep", "normal", "eps"), "nvfp4": ("keep",), "none": ()}.get(self.scaling, ("normal",))
+        small = self.small_scale != "one" and (self.small_scale not in known or self.double is not None)
+        yield small, f"small_scale: {self.small_scale} does not go with scaling {self.scaling}{' of double-quantized scales' if self.double else ''}"
+        yield self.arithmetic != "float32" and self.scaling not in ("amax", "nvfp4"), "arithmetic: only scaling amax and nvfp4 compute in half precision"
         yield self.double is not None and (self.scaling != "amax" or self.scale_dtype != "float32"), "double: only float32 scales of scaling amax are quantized"
         yield self.double is not None and isinstance(self.granularity, PerTensor), "double: one scale per tensor cannot be quantized further"
 
@@ -298,8 +324,9 @@ class CodebookFormat:
             name = f"kmeans-{self.codebook.entries}" + (f" {self.codebook.entry_dtype} entries" if self.codebook.entry_dtype != "float32" else "")
         else:
             name = self.codebook if isinstance(self.codebook, str) else f"{len(self.codebook)} levels"
+        computed = "" if self.arithmetic == "float32" else f", computed in {self.arithmetic}"
         scaling = "" if self.scaling in ("amax", "none") else f" {self.scaling}"
-        return f"{name} {self.granularity}{scaling}{f', {self.double} scales' if self.double else ''}"
+        return f"{name} {self.granularity}{scaling}{f', {self.double} scales' if self.double else ''}{computed}"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def groups(size: int) -> PerGroup:
 
 BNB = {"scaling": "amax", "division": "reciprocal"}
 GGUF = {"division": "reciprocal", "codes_from": "exact"}
-NBITS = {"rounding": "half_up", "division": "reciprocal"}
+NBITS = {"rounding": "half_up", "division": "reciprocal", "small_scale": "keep"}
 MX = {"scale_dtype": "float8_e8m0"}
 
 PRESETS: dict[str, Preset] = {
@@ -40,12 +40,16 @@ PRESETS: dict[str, Preset] = {
     "bnb.fp4": Preset(CodebookFormat("fp4_bnb", PerBlock(64), **BNB), "bitsandbytes FP4; ONNX Runtime MatMulBnb4"),
     "bnb.int8.row": Preset(IntFormat(8, PerAxis(), "narrow"), "bitsandbytes LLM.int8() weights"),
     "torchao.nf4": Preset(CodebookFormat("nf4_torchao", PerBlock(64), double=DoubleQuantized("linear")), "torchao to_nf4"),
-    "torchao.int8wo": Preset(IntFormat(8, PerAxis(), "half", division="reciprocal"), "torchao int8 weight-only and dynamic"),
-    "torchao.intx4.group32": Preset(IntFormat(4, groups(32), "half", division="reciprocal"), "torchao IntxWeightOnlyConfig, SYMMETRIC"),
-    "torchao.intx4.noclip": Preset(IntFormat(4, groups(32), "noclip", division="reciprocal"), "torchao IntxWeightOnlyConfig, SYMMETRIC_NO_CLIPPING_ERR"),
-    "torchao.intx4.asymmetric": Preset(IntFormat(4, groups(32), "asymmetric", division="reciprocal"), "torchao IntxWeightOnlyConfig, ASYMMETRIC"),
+    "torchao.int8wo": Preset(IntFormat(8, PerAxis(), "half", division="reciprocal", small_scale="eps"), "torchao int8 weight-only and dynamic"),
+    "torchao.intx4.group32": Preset(IntFormat(4, groups(32), "half", division="reciprocal", small_scale="normal"), "torchao IntxWeightOnlyConfig, SYMMETRIC"),
+    "torchao.intx4.noclip": Preset(
+        IntFormat(4, groups(32), "noclip", division="reciprocal", small_scale="normal"), "torchao IntxWeightOnlyConfig, SYMMETRIC_NO_CLIPPING_ERR"
+    ),
+    "torchao.intx4.asymmetric": Preset(
+        IntFormat(4, groups(32), "asymmetric", division="reciprocal", small_scale="normal"), "torchao IntxWeightOnlyConfig, ASYMMETRIC"
+    ),
     "torchao.int4.group32": Preset(
-        IntFormat(4, PerGroup(32), "asymmetric", scale_dtype="bfloat16", zero_point="offset"), "torchao int4, ATen's tinygemm layout"
+        IntFormat(4, PerGroup(32), "asymmetric", scale_dtype="bfloat16", zero_point="offset", small_scale="normal"), "torchao int4, ATen's tinygemm layout"
     ),
     "tflite.int8.weight": Preset(IntFormat(8, PerAxis(), "narrow"), "LiteRT: litert-quantizer, the converter"),
     "tflite.int4.channel": Preset(IntFormat(4, PerAxis(), "qmax"), "LiteRT: litert-quantizer"),
@@ -55,24 +59,32 @@ PRESETS: dict[str, Preset] = {
     "ort.matmulnbits.int8": Preset(IntFormat(8, groups(32), "signed", **NBITS), "ONNX Runtime's MatMulNBits quantizer, 8 bits, symmetric"),
     "onnx.qdq.int8": Preset(IntFormat(8, PerAxis(), "narrow"), "ONNX Runtime's static quantizer, weights"),
     "onnx.qdq.int4.block32": Preset(IntFormat(4, groups(32), "qmax"), "ONNX QuantizeLinear, blocked int4"),
-    "onnx.dynamic.uint8": Preset(IntFormat(8, PerTensor(), "asymmetric", signed=False), "ONNX DynamicQuantizeLinear"),
-    "torch.fakequant.int8": Preset(IntFormat(8, PerTensor(), "half", division="reciprocal"), "PyTorch's default_weight_fake_quant"),
-    "torch.fakequant.int8.channel": Preset(IntFormat(8, PerAxis(), "half", division="reciprocal"), "PyTorch's default_per_channel_weight_fake_quant"),
-    "torch.fakequant.uint8": Preset(IntFormat(8, PerTensor(), "asymmetric", signed=False, division="reciprocal"), "PyTorch's FakeQuantize, quint8"),
-    "torch.fakequant.uint7": Preset(IntFormat(7, PerTensor(), "asymmetric", signed=False, division="reciprocal"), "PyTorch's default_fake_quant"),
+    "onnx.dynamic.uint8": Preset(IntFormat(8, PerTensor(), "asymmetric", signed=False, small_scale="keep"), "ONNX DynamicQuantizeLinear"),
+    "torch.fakequant.int8": Preset(IntFormat(8, PerTensor(), "half", division="reciprocal", small_scale="eps"), "PyTorch's default_weight_fake_quant"),
+    "torch.fakequant.int8.channel": Preset(
+        IntFormat(8, PerAxis(), "half", division="reciprocal", small_scale="eps"), "PyTorch's default_per_channel_weight_fake_quant"
+    ),
+    "torch.fakequant.uint8": Preset(
+        IntFormat(8, PerTensor(), "asymmetric", signed=False, division="reciprocal", small_scale="eps"), "PyTorch's FakeQuantize, quint8"
+    ),
+    "torch.fakequant.uint7": Preset(
+        IntFormat(7, PerTensor(), "asymmetric", signed=False, division="reciprocal", small_scale="eps"), "PyTorch's default_fake_quant"
+    ),
     "gguf.q8_0": Preset(IntFormat(8, PerGroup(32), "qmax", "half_away", "float16", **GGUF), "llama.cpp Q8_0"),
     "gguf.q4_0": Preset(IntFormat(4, PerGroup(32), "signed_first", "half_up", "float16", **GGUF), "llama.cpp Q4_0"),
     "gguf.q4_1": Preset(IntFormat(4, PerGroup(32), "asymmetric", "half_up", "float16", signed=False, zero_point="offset", **GGUF), "llama.cpp Q4_1"),
     "hqq.int4.group64": Preset(IntFormat(4, PerBlock(64), "asymmetric", signed=False, zero_point="float", division="reciprocal"), "HQQ without its optimizer"),
-    "ct.w4a16.group128": Preset(IntFormat(4, PerGroup(128), "half"), "compressed-tensors, vLLM W4A16"),
-    "ct.w4a16.asym": Preset(IntFormat(4, PerGroup(128), "asymmetric"), "compressed-tensors, vLLM W4A16_ASYM"),
-    "ct.fp8.channel": Preset(CodebookFormat("e4m3", PerAxis()), "compressed-tensors, vLLM FP8_DYNAMIC"),
-    "ct.w8a16.group128": Preset(IntFormat(8, PerGroup(128), "half"), "compressed-tensors, vLLM W8A16"),
-    "ct.w8a16.channel": Preset(IntFormat(8, PerAxis(), "half"), "compressed-tensors, vLLM W8A8 and INT8 weights"),
-    "quanto.int8": Preset(IntFormat(8, PerAxis(), "narrow"), "optimum-quanto qint8 with AbsmaxOptimizer"),
-    "quanto.int4.group128": Preset(IntFormat(4, PerGroup(128), "asymmetric", signed=False, zero_point="offset"), "optimum-quanto qint4 with MaxOptimizer"),
-    "fp8.e4m3": Preset(CodebookFormat("e4m3", PerTensor()), "FP8 inference on GPUs, per tensor"),
-    "fp8.e5m2": Preset(CodebookFormat("e5m2", PerTensor()), "FP8 gradients"),
+    "ct.w4a16.group128": Preset(IntFormat(4, PerGroup(128), "half", small_scale="keep"), "compressed-tensors, vLLM W4A16"),
+    "ct.w4a16.asym": Preset(IntFormat(4, PerGroup(128), "asymmetric", small_scale="keep"), "compressed-tensors, vLLM W4A16_ASYM"),
+    "ct.fp8.channel": Preset(CodebookFormat("e4m3", PerAxis(), small_scale="keep"), "compressed-tensors, vLLM FP8_DYNAMIC"),
+    "ct.w8a16.group128": Preset(IntFormat(8, PerGroup(128), "half", small_scale="keep"), "compressed-tensors, vLLM W8A16"),
+    "ct.w8a16.channel": Preset(IntFormat(8, PerAxis(), "half", small_scale="keep"), "compressed-tensors, vLLM W8A8 and INT8 weights"),
+    "quanto.int8": Preset(IntFormat(8, PerAxis(), "narrow", small_scale="keep"), "optimum-quanto qint8 with AbsmaxOptimizer"),
+    "quanto.int4.group128": Preset(
+        IntFormat(4, PerGroup(128), "asymmetric", signed=False, zero_point="offset", small_scale="keep"), "optimum-quanto qint4 with MaxOptimizer"
+    ),
+    "fp8.e4m3": Preset(CodebookFormat("e4m3", PerTensor(), small_scale="keep"), "FP8 inference on GPUs, per tensor"),
+    "fp8.e5m2": Preset(CodebookFormat("e5m2", PerTensor(), small_scale="keep"), "FP8 gradients"),
     "mx.fp4": Preset(CodebookFormat("e2m1", groups(32), "mx_floor", **MX), "OCP MXFP4: torchao FLOOR, gpt-oss"),
     "mx.fp4.even": Preset(CodebookFormat("e2m1", groups(32), "mx_even", **MX), "MXFP4 of compressed-tensors, torchao EVEN"),
     "mx.fp4.ceil": Preset(CodebookFormat("e2m1", groups(32), "mx_ceil", **MX), "MXFP4 of torchao CEIL"),

@@ -13,8 +13,8 @@ from compress.numerics import encode as encode_array
 from compress.numerics.codebooks import MANTISSA_BITS, Levels, levels
 from compress.numerics.encoded import checked
 from compress.numerics.ledger import TensorLedger
-from compress.numerics.scales import E4M3_LARGEST, E4M3_SMALLEST, TINY
-from compress.numerics.scaling import GRID, SMALLEST, ScaleCodes, check_levels, grid_codes
+from compress.numerics.scales import E4M3_LARGEST, E4M3_SMALLEST, SMALLEST_SCALE, TINY
+from compress.numerics.scaling import GRID, LARGEST, SMALLEST, ScaleCodes, check_levels, grid_codes
 
 ARRAYS = ("codes", "scales", "zero_points", "codebook")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -82,6 +82,8 @@ def encode_on_device(values: torch.Tensor, fmt: Format, sensitivity: torch.Tenso
         return TorchEncoded(fmt, half if fmt.dtype == "float16" else half.view(torch.uint16))
     if sensitivity is not None or (isinstance(fmt, CodebookFormat) and fmt.learned) or (isinstance(fmt, IntFormat) and fmt.fit != "minmax"):
         raise InputError(f"{fmt} is fitted on the CPU only: encode(values.cpu(), ...)")
+    if fmt.arithmetic != "float32":
+        raise InputError(f"{fmt} is computed on the CPU only: encode(values.cpu(), ...)")
     reach.check(tuple(values.shape), fmt.granularity)
     return integers(values, fmt) if isinstance(fmt, IntFormat) else codebook(values, fmt)
 
@@ -96,20 +98,24 @@ def integers(values: torch.Tensor, fmt: IntFormat) -> TorchEncoded:
     zero = None if fmt.symmetric else join_scales(zeros, of_scales)
     if zero is not None:
         zero = zero.to(torch.int32) if fmt.zero_point == "integer" else rounded(zero, fmt.scale_dtype)
-    return TorchEncoded(fmt, join(codes, shape), stored(join_scales(scales, of_scales), fmt.scale_dtype), zero)
+    kept = join_scales(scales, of_scales)
+    if fmt.codes_from == "exact":
+        kept = stored(kept, fmt.scale_dtype)
+    return TorchEncoded(fmt, join(codes, shape), kept, zero)
 
 
 def fit(rows: torch.Tensor, fmt: IntFormat) -> tuple[torch.Tensor, torch.Tensor | None]:
     low, high = fmt.code_range
     bottom, top = rows.amin(1), rows.amax(1)
     if fmt.symmetric:
-        return stored(symmetric_scale(rows, bottom, top, fmt), fmt.working_dtype), None
+        return stored(symmetric_scale(rows, bottom, top, fmt), fmt.working_dtype, fmt.small_scale), None
     if fmt.zero_point == "integer":
         bottom, top = bottom.clamp(max=0), top.clamp(min=0)
-        scale = stored((top - bottom) / (high - low), fmt.working_dtype)
+        scale = stored((top - bottom) / (high - low), fmt.working_dtype, fmt.small_scale)
         return scale, round_to(low - bottom / scale, fmt.rounding).clamp(low, high)
     exact = (top - bottom) / (high - low)
-    scale = stored(exact, fmt.working_dtype)
+    scale = stored(exact, fmt.working_dtype, fmt.small_scale)
+    exact = exact if fmt.small_scale in ("one", "keep") else raised(exact, fmt.small_scale)
     return scale, rounded(low - bottom / scale if fmt.zero_point == "float" else bottom - low * exact, fmt.working_dtype)
 
 
@@ -144,7 +150,9 @@ def quantize(rows: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None,
 
 
 def divided(rows: torch.Tensor, scale: torch.Tensor, division: str) -> torch.Tensor:
-    return rows / scale[:, None] if division == "true" else rows * (1 / scale)[:, None]
+    if division == "true":
+        return rows / scale[:, None]
+    return (rows * (1 / scale)[:, None]).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)  # 0 times an infinite reciprocal
 
 
 def round_to(values: torch.Tensor, rounding: str) -> torch.Tensor:
@@ -163,9 +171,10 @@ def codebook(values: torch.Tensor, fmt: CodebookFormat) -> TorchEncoded:
     pieces, whole = reach.split(values, fmt.granularity), None
     if fmt.scaling == "nvfp4":
         largest = values.abs().max()
-        whole = torch.where(largest > 0, largest / float(np.float32(E4M3_LARGEST * float(table.largest))), torch.ones_like(largest))
+        whole = largest / float(np.float32(E4M3_LARGEST * float(table.largest)))
+        whole = torch.where(whole < float(TINY) if fmt.small_scale == "one" else whole == 0, torch.ones_like(whole), whole)
     scales = [codebook_scale(rows, fmt, table, whole) for rows in pieces]
-    codes = [nearest(divided(rows, s if whole is None else s * whole, fmt.division), table) for rows, s in zip(pieces, scales, strict=True)]
+    codes = [nearest(in_levels(rows, s, whole, fmt), table) for rows, s in zip(pieces, scales, strict=True)]
     if fmt.double:
         scales = [torch.where(rows.any(1), s, 0.0) for rows, s in zip(pieces, scales, strict=True)]  # zeros had 1, so that nothing was divided by 0
     joined, double = join_scales(scales, reach.scale_shape(shape, fmt.granularity)), None
@@ -183,11 +192,23 @@ def nearest(x: torch.Tensor, table: Levels) -> torch.Tensor:
 def codebook_scale(rows: torch.Tensor, fmt: CodebookFormat, table: Levels, whole: torch.Tensor | None) -> torch.Tensor:
     amax = rows.abs().amax(1)
     if fmt.scaling == "amax":
-        return stored(amax / float(table.largest), fmt.scale_dtype)
+        return stored(amax / float(table.largest), fmt.scale_dtype, fmt.small_scale)
     if fmt.scaling == "nvfp4":
         local = to_e4m3(amax / float(table.largest) / whole)
         return torch.where(local == 0, E4M3_SMALLEST, local)
     return mx_scale(amax.clamp(min=float(TINY)), fmt, table)
+
+
+def in_levels(rows: torch.Tensor, scale: torch.Tensor, whole: torch.Tensor | None, fmt: CodebookFormat) -> torch.Tensor:
+    if whole is None or fmt.division == "true":
+        return divided(rows, divisor(scale, fmt) if whole is None else scale * whole, fmt.division)
+    return (rows * (1 / whole / scale)[:, None]).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+
+
+def divisor(scale: torch.Tensor, fmt: CodebookFormat) -> torch.Tensor:
+    if fmt.small_scale != "normal":
+        return scale
+    return torch.where(scale < float(TINY), 1.0 if fmt.scaling == "mx_rceil" else float(TINY), scale)
 
 
 def mx_scale(amax: torch.Tensor, fmt: CodebookFormat, table: Levels) -> torch.Tensor:
@@ -221,7 +242,8 @@ def double_quantized(scales: torch.Tensor, fmt: CodebookFormat) -> ScaleCodes:
         codes = on_grid(shares, amax) if fmt.double.kind == "dynamic_grid" else nearest(shares, levels("dynamic8"))
     else:
         factor = torch.where(amax == 0, 1.0, 2 * amax / 256)
-        codes = (rows * (1 / factor)[:, None]).round().clamp(-128, 127).to(torch.int8)
+        codes = divided(rows, factor, "reciprocal").round().clamp(-128, 127).to(torch.int8)
+        factor = torch.where(factor * float(LARGEST) < 1, 0.0, factor)
     return ScaleCodes(codes.ravel()[: scales.numel()], factor, offset)
 
 
@@ -249,7 +271,16 @@ def rounded(values: torch.Tensor, dtype: str) -> torch.Tensor:
     return values if dtype == "float32" else values.to(DTYPES[dtype]).float()
 
 
-def stored(scale: torch.Tensor, dtype: str) -> torch.Tensor:
+def raised(scale: torch.Tensor, small: str) -> torch.Tensor:
+    if small == "keep":
+        return torch.where(scale == 0, 1.0, scale)
+    smallest = float(SMALLEST_SCALE[small])
+    return torch.where(scale < 0, scale.clamp(max=-smallest), scale.clamp(min=smallest))
+
+
+def stored(scale: torch.Tensor, dtype: str, small: str = "one") -> torch.Tensor:
+    if small != "one":
+        return rounded(raised(scale, small), dtype)
     smallest = {"float16": float(np.finfo(np.float16).smallest_normal), "float8_e4m3": E4M3_SMALLEST}.get(dtype, float(TINY))
     kept = rounded(scale, dtype)
     return torch.where(scale.abs() < float(TINY), 1.0, torch.where(kept.abs() < smallest, smallest, kept))

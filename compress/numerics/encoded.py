@@ -14,7 +14,7 @@ from compress.numerics.codebooks import levels
 from compress.numerics.fast import fast
 from compress.numerics.packing import pack_low_first
 from compress.numerics.scales import code_dtype, dequantize, divided, fit, from_bfloat16_bits, quantize, rounded, stored, to_bfloat16_bits
-from compress.numerics.scaling import ScaleCodes, amax_scale, check_levels, double_quantized, mx_scale, nvfp4_scales, without_zeros
+from compress.numerics.scaling import ScaleCodes, amax_scale, check_levels, divisor, double_quantized, mx_scale, nvfp4_scales, under_global, without_zeros
 
 if TYPE_CHECKING:
     from compress.numerics.ledger import TensorLedger
@@ -204,12 +204,17 @@ def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
     whole = None
     if fmt.scaling == "nvfp4":
         largest = np.abs(values).max()
-        found = [nvfp4_scales(rows, largest, table) for rows in pieces]
+        found = [nvfp4_scales(rows, largest, fmt, table) for rows in pieces]
         scales, whole = [scale for scale, _ in found], found[0][1]
     else:
         scales = [(amax_scale if fmt.scaling == "amax" else mx_scale)(rows, fmt, table) for rows in pieces]
-    codes = [table.nearest(divided(rows, scale if whole is None else scale * whole, fmt.division)) for rows, scale in zip(pieces, scales, strict=True)]
+    codes = [table.nearest(in_levels(rows, scale, whole, fmt)) for rows, scale in zip(pieces, scales, strict=True)]
     return stored_levels(values.shape, fmt, list(zip(codes, scales, strict=True)), whole)
+
+
+def in_levels(rows: np.ndarray, scale: np.ndarray, whole: np.float32 | None, fmt: CodebookFormat) -> np.ndarray:
+    """Values in the codebook's own units."""
+    return divided(rows, divisor(scale, fmt), fmt.division, fmt.arithmetic) if whole is None else under_global(rows, scale, whole, fmt)
 
 
 def stored_levels(shape: tuple[int, ...], fmt: CodebookFormat, found: list[tuple], global_scale: np.float32 | None = None) -> Encoded:

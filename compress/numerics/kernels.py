@@ -14,7 +14,7 @@ from compress.formats import CodebookFormat, Format, IntFormat
 from compress.numerics import reach
 from compress.numerics.codebooks import Levels, levels
 from compress.numerics.encoded import Encoded, checked, code_type, stored_integers, stored_levels
-from compress.numerics.scales import TINY, fit_ends
+from compress.numerics.scales import TINY, fit_ends, stored
 
 F32, I32, U8 = np.float32, np.int32, np.uint8
 PARALLEL = {"parallel": True, "nogil": True, "cache": True, "error_model": "numpy"}
@@ -24,7 +24,9 @@ ROUNDING = {"half_even": 0, "half_away": 1, "half_up": 2}
 
 
 def encode(values: np.ndarray, fmt: Format) -> Encoded | None:
-    """The Encoded of contiguous float32 values, or None for a format whose scales need more than the ends of each range."""
+    """The Encoded of contiguous float32 values, or None where scales need more than the ends of each range, or half precision."""
+    if not isinstance(fmt, IntFormat | CodebookFormat) or fmt.arithmetic != "float32":
+        return None
     if isinstance(fmt, IntFormat) and fmt.fit == "minmax":
         return encode_integers(values, fmt)
     if isinstance(fmt, CodebookFormat) and fmt.scaling == "amax" and fmt.scale_dtype == "float32":
@@ -32,20 +34,29 @@ def encode(values: np.ndarray, fmt: Format) -> Encoded | None:
     return None
 
 
-def encode_integers(values: np.ndarray, fmt: IntFormat) -> Encoded:
+def encode_integers(values: np.ndarray, fmt: IntFormat) -> Encoded | None:
     pieces, found = reach.split(values, fmt.granularity), []
     for rows in pieces:
         bottom, top = ends(rows)
         if not (np.isfinite(bottom).all() and np.isfinite(top).all()):
             checked(values)
         scale, zero = fit_ends(rows, bottom, top, fmt)
+        if overflows(scale, fmt):
+            return None
         found.append((quantize(rows, scale, zero, fmt), scale, zero))
     return stored_integers(values.shape, fmt, found)
 
 
-def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
+def overflows(scale: np.ndarray, fmt: IntFormat | CodebookFormat) -> bool:
+    """Whether some scale is so small that its reciprocal may be infinite: the loops do not ask for that."""
+    return fmt.small_scale == "keep" and fmt.division == "reciprocal" and bool((np.abs(scale) < TINY).any())
+
+
+def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded | None:
     table, pieces = levels(fmt.codebook), reach.split(values, fmt.granularity)
     found = [codes_and_scales(rows, table, fmt) for rows in pieces]
+    if any(overflows(scale, fmt) for _, scale in found):
+        return None
     if not all(np.isfinite(scale).all() for _, scale in found):
         checked(values)
     return stored_levels(values.shape, fmt, found)
@@ -55,7 +66,7 @@ def codes_and_scales(rows: np.ndarray, table: Levels, fmt: CodebookFormat) -> tu
     codes, reciprocal, few = np.empty(rows.shape, U8), fmt.division == "reciprocal", len(table.thresholds) < 16
     bottom, top = ends(rows)
     scale = np.maximum(-bottom, top) / F32(table.largest)
-    scale = np.where(scale < TINY, F32(1), scale)
+    scale = stored(scale, "float32", fmt.small_scale)
     if few:
         few_levels(rows, chunks(rows), padded(table), scale, reciprocal, codes)
     else:

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from compress.formats import Division, IntFormat
+from compress.formats import Arithmetic, Division, IntFormat, SmallScale
 from compress.numerics.ranges import best_scale, best_zero_points, ends, magnitudes, tails
 from compress.numerics.rounding import round_to
 
 TINY = np.finfo(np.float32).tiny
+SMALLEST_SCALE = {"normal": TINY, "eps": np.finfo(np.float32).eps}
 E4M3_LARGEST, E4M3_SMALLEST = 448.0, 2.0**-9
 
 
@@ -45,11 +46,20 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     return power_of_two_above(values) if dtype == "float8_e8m0" else np.asarray(values, np.float32)
 
 
-def stored(scale: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 scales as the storage dtype holds them; a scale of 0 becomes 1, one below the dtype's range its smallest normal value."""
+def stored(scale: np.ndarray, dtype: str, small: SmallScale = "one") -> np.ndarray:
+    """float32 scales as the storage dtype holds them. `one`: a scale of 0 becomes 1, one below the dtype's range its smallest normal value."""
+    if small != "one":
+        return rounded(raised(scale, small), dtype)
     smallest = {"float16": np.finfo(np.float16).smallest_normal, "float8_e4m3": E4M3_SMALLEST}.get(dtype, TINY)
     kept = rounded(scale, dtype)
     return np.where(np.abs(scale) < TINY, np.float32(1), np.where(np.abs(kept) < smallest, np.float32(smallest), kept)).astype(np.float32)
+
+
+def raised(scale: np.ndarray, small: SmallScale) -> np.ndarray:
+    """float32 scales by one of the rules that do not replace small ones by 1."""
+    if small == "keep":
+        return np.where(scale == 0, np.float32(1), scale)
+    return np.where(scale < 0, np.minimum(scale, -SMALLEST_SCALE[small]), np.maximum(scale, SMALLEST_SCALE[small]))
 
 
 def fit(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None]:
@@ -67,7 +77,7 @@ def fit(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None
 def fit_ends(rows: np.ndarray, bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None]:
     """`fit` for the ranges [bottom, top], float32 [n]; the rows only tell which of two equal extremes comes first."""
     if fmt.symmetric:
-        return stored(symmetric_scale(rows, bottom, top, fmt), fmt.working_dtype), None
+        return stored(rounded(symmetric_scale(rows, bottom, top, fmt), fmt.arithmetic), fmt.working_dtype, fmt.small_scale), None
     return asymmetric(bottom, top, fmt)
 
 
@@ -75,9 +85,9 @@ def least_squares(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndar
     low, high = fmt.code_range
     if fmt.symmetric:
         scale = signed_best(rows, low, high) if fmt.negative_scales else best_scale(rows, low, high)
-        return stored(scale, fmt.working_dtype), None
+        return stored(scale, fmt.working_dtype, fmt.small_scale), None
     scale, zero = best_zero_points(rows, fmt, with_integer_zero(rows.min(1), rows.max(1), fmt)[1])
-    return stored(scale, fmt.working_dtype), zero.astype(np.int32)
+    return stored(scale, fmt.working_dtype, fmt.small_scale), zero.astype(np.int32)
 
 
 def symmetric_scale(rows: np.ndarray, bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> np.ndarray:
@@ -115,35 +125,44 @@ def asymmetric(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.
     if fmt.zero_point == "integer":
         scale, zero = with_integer_zero(bottom, top, fmt)
         return scale, zero.astype(np.int32)
-    exact = (top - bottom) / np.float32(high - low)
-    scale = stored(exact, fmt.working_dtype)
+    exact = rounded(rounded(top - bottom, fmt.arithmetic) / np.float32(high - low), fmt.arithmetic)
+    scale = stored(exact, fmt.working_dtype, fmt.small_scale)
     if fmt.zero_point == "float":
-        return scale, rounded(np.float32(low) - bottom / scale, fmt.working_dtype)
-    return scale, rounded(bottom - np.float32(low) * exact, fmt.working_dtype)  # as torchao has it: from the scale before it is rounded
+        return scale, rounded(np.float32(low) - rounded(bottom / scale, fmt.arithmetic), fmt.working_dtype)
+    exact = exact if fmt.small_scale in ("one", "keep") else raised(exact, fmt.small_scale)
+    shift = rounded(bottom - rounded(np.float32(low) * exact, fmt.arithmetic), fmt.arithmetic)
+    return scale, rounded(shift, fmt.working_dtype)  # as torchao has it: from the scale before it is rounded
 
 
 def with_integer_zero(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray]:
     """Scales and zero points of ranges [bottom, top] widened to hold 0; the zero point follows from the scale as stored."""
     low, high = fmt.code_range
     bottom, top = np.minimum(bottom, 0), np.maximum(top, 0)
-    scale = stored((top - bottom) / np.float32(high - low), fmt.working_dtype)
-    return scale, np.clip(round_to(low - bottom / scale, fmt.rounding), low, high)
+    exact = rounded(rounded(top - bottom, fmt.arithmetic) / np.float32(high - low), fmt.arithmetic)
+    scale = stored(exact, fmt.working_dtype, fmt.small_scale)
+    place = rounded(np.float32(low) - rounded(bottom / scale, fmt.arithmetic), fmt.arithmetic)
+    return scale, np.clip(round_to(place, fmt.rounding), low, high)
 
 
-def divided(values: np.ndarray, scale: np.ndarray, division: Division) -> np.ndarray:
-    """float32 [n, m] over [n]."""
-    return values / scale[:, None] if division == "true" else values * (np.float32(1) / scale)[:, None]
+def divided(values: np.ndarray, scale: np.ndarray, division: Division, arithmetic: Arithmetic = "float32") -> np.ndarray:
+    """float32 [n, m] over [n]; the reciprocal of a subnormal scale may be infinite, and 0 times it is 0."""
+    if division == "true":
+        return rounded(values / scale[:, None], arithmetic)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        inverse = rounded(np.float32(1) / scale, arithmetic)
+        found = rounded(values * inverse[:, None], arithmetic)
+    return found if np.isfinite(inverse).all() else np.nan_to_num(found, nan=0.0, posinf=np.inf, neginf=-np.inf)
 
 
 def quantize(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: IntFormat) -> np.ndarray:
     """Codes [n, m]: round(x / scale + zero), saturated to the format's range. int8 or int16, unsigned where the format is."""
     low, high = fmt.code_range
     if fmt.zero_point == "offset" and zero is not None:
-        scaled = divided(rows - zero[:, None], scale, fmt.division)
+        scaled = divided(rounded(rows - zero[:, None], fmt.arithmetic), scale, fmt.division, fmt.arithmetic)
     else:
-        scaled = divided(rows, scale, fmt.division)
+        scaled = divided(rows, scale, fmt.division, fmt.arithmetic)
         if zero is not None:
-            scaled = scaled + zero[:, None].astype(np.float32)
+            scaled = rounded(scaled + zero[:, None].astype(np.float32), fmt.arithmetic)
     return np.clip(round_to(scaled, fmt.rounding), low, high).astype(code_dtype(fmt))
 
 

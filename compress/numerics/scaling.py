@@ -8,8 +8,9 @@ import numpy as np
 from compress.errors import InputError
 from compress.formats import CodebookFormat, DoubleQuantized
 from compress.numerics.codebooks import MANTISSA_BITS, Levels, levels
-from compress.numerics.scales import E4M3_LARGEST, TINY, stored, to_e4m3
+from compress.numerics.scales import E4M3_LARGEST, TINY, divided, rounded, stored, to_e4m3
 
+LARGEST = np.finfo(np.float32).max
 SMALLEST = np.float32(1e-38)  # of bitsandbytes' divisors
 GRID = 65535  # intervals of its CPU kernel's table over [-1, 1]
 
@@ -54,7 +55,8 @@ def double_quantized(scales: np.ndarray, double: DoubleQuantized) -> ScaleCodes:
             codes[amax == 0] = 0
         return ScaleCodes(codes.ravel()[: rest.size], amax, offset)
     factor = np.where(amax == 0, np.float32(1), 2 * amax / np.float32(256))
-    codes = np.clip(np.rint(rows * (np.float32(1) / factor)[:, None]), -128, 127).astype(np.int8)
+    codes = np.clip(np.rint(divided(rows, factor, "reciprocal")), -128, 127).astype(np.int8)
+    factor = np.where(factor * LARGEST < 1, np.float32(0), factor)  # torchao keeps the reciprocal, infinite then: every scale is the mean
     return ScaleCodes(codes.ravel()[: rest.size], factor.astype(np.float32), offset)
 
 
@@ -71,7 +73,7 @@ def grid_codes() -> np.ndarray:
 
 def amax_scale(rows: np.ndarray, fmt: CodebookFormat, table: Levels) -> np.ndarray:
     """float32 [n]: the largest magnitude meets the largest level."""
-    return stored(np.abs(rows).max(1) / table.largest, fmt.scale_dtype)
+    return stored(rounded(np.abs(rows).max(1) / table.largest, fmt.arithmetic), fmt.scale_dtype, fmt.small_scale)
 
 
 def without_zeros(codes: np.ndarray, scale: np.ndarray, table: Levels) -> np.ndarray:
@@ -99,15 +101,35 @@ def mx_scale(rows: np.ndarray, fmt: CodebookFormat, table: Levels) -> np.ndarray
     return np.ldexp(np.float32(1), np.clip(exponent - emax, -127, 127)).astype(np.float32)
 
 
+def under_global(values: np.ndarray, scale: np.ndarray, whole: np.float32, fmt: CodebookFormat) -> np.ndarray:
+    """float32 [n, m] over scales [n] and the tensor's own; the reciprocal of a subnormal one is infinite."""
+    if fmt.division == "true":
+        return divided(values, scale * whole, "true", fmt.arithmetic)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.nan_to_num(values * (np.float32(1) / whole / scale)[:, None], nan=0.0, posinf=np.inf, neginf=-np.inf)
+
+
+def divisor(scale: np.ndarray, fmt: CodebookFormat) -> np.ndarray:
+    """What values are divided by, float32 [n]: for the scale 2^-127 torchao takes 2^-126, by RCEIL 1."""
+    if fmt.small_scale != "normal":
+        return scale
+    return np.where(scale < TINY, np.float32(1) if fmt.scaling == "mx_rceil" else TINY, scale)
+
+
 def exponent_of(values: np.ndarray) -> np.ndarray:
     """int32: floor(log2) of positive float32 values, exactly."""
     return np.frexp(values)[1] - 1
 
 
-def nvfp4_scales(rows: np.ndarray, largest: np.float32, table: Levels) -> tuple[np.ndarray, np.float32]:
+def nvfp4_scales(rows: np.ndarray, largest: np.float32, fmt: CodebookFormat, table: Levels) -> tuple[np.ndarray, np.float32]:
     """E4M3 scales float32 [n] and the float32 scale of the tensor whose largest magnitude is given: value = level * scale * global."""
-    whole = np.float32(largest) / np.float32(E4M3_LARGEST * float(table.largest)) if largest else np.float32(1)
-    local = to_e4m3(np.abs(rows).max(1) / table.largest / whole)
+    reach = np.float32(E4M3_LARGEST * float(table.largest))
+    whole = np.float32(largest) / reach
+    if whole == 0 or (whole < TINY and fmt.small_scale == "one"):
+        whole = np.float32(1)
+    elif fmt.arithmetic != "float32":  # compressed-tensors rounds its reciprocal
+        whole = np.float32(1) / rounded(np.asarray(reach / np.float32(largest)), fmt.arithmetic)[()]
+    local = to_e4m3(rounded(np.abs(rows).max(1) / table.largest, fmt.arithmetic) / whole)
     return np.where(local == 0, np.float32(2.0**-9), local), whole
 
 
