@@ -8,6 +8,7 @@ import numpy as np
 from compress.formats import CodebookFormat, Format, IntFormat
 from compress.numerics import Encoded, encode, reach
 from compress.numerics.codebooks import levels
+from compress.numerics.scales import rounded
 
 Kind = Literal["EXACT", "UP TO TIES", "±1 CODE", "DIFFERS", "cannot take", "NOT INSTALLED"]
 """From best to worst; the last two are no comparison.
@@ -19,7 +20,9 @@ UP TO TIES   every code that differs belongs to a value within TIE of the thresh
              reciprocal, the product, an added zero point or offset of the codes) move p by no more than that: either code is a right answer
 ±1 CODE      every code that differs is the neighbour of the other one, away from ties; codes of scales (double quantization) count as codes
 DIFFERS      some code is further away, or equal codes decode to other values: another scale, or another rule
-cannot take  the library refuses such a tensor; the reason is said
+cannot take  the library refuses such a tensor, or its own answer decodes to NaN; the reason is said
+
+Where both decode the whole reach of a scale to 0, its codes count as the same: under a scale of 0, or for zeros, any code says 0.
 """
 
 TIE = 2.0**-22
@@ -59,11 +62,20 @@ class Cell:
         return f"{self.kind} ({self.count}{steps})" if self.count else f"{self.kind}{steps}"
 
 
+def blank(ours: Encoded, theirs: Theirs) -> np.ndarray:
+    """bool in the values' shape: both decode the whole reach of its scale to 0, so that codes under a scale of 0 mean nothing."""
+    decoded = ours.decode()
+    empty = (decoded == 0) & (theirs.decoded.reshape(decoded.shape) == 0)
+    granularity = getattr(ours.format, "granularity", None)
+    pieces = [np.broadcast_to(p.all(1, keepdims=True), p.shape) for p in reach.split(empty, granularity)]
+    return reach.join(pieces, decoded.shape)
+
+
 def compare(values: np.ndarray, fmt: Format, theirs: Theirs) -> Cell:
     """The class of one library's codes [out, in] and decoded values against ours."""
     ours = encode(values, fmt)
     codes = np.asarray(theirs.codes).reshape(ours.codes.shape).astype(np.int64)
-    distance = np.abs(ranked(ours.codes, fmt) - ranked(codes, fmt))
+    distance = np.where(blank(ours, theirs), 0, np.abs(ranked(ours.codes, fmt) - ranked(codes, fmt)))
     off = distance > 0
     count, furthest = int(off.sum()), int(distance.max())
     scale_off = scale_distance(ours, theirs)
@@ -101,11 +113,20 @@ def scale_distance(ours: Encoded, theirs: Theirs) -> np.ndarray:
 
 def decoded_ulps(ours: Encoded, theirs: Theirs, same: np.ndarray) -> int:
     """The largest distance in float32 steps, of the values whose codes are equal; ours are rounded to the dtype that the library returns."""
-    decoded = ours.decode()
+    decoded = in_their_arithmetic(ours)
     step = np.spacing(np.maximum(np.abs(decoded), largest_term(ours, decoded)).astype(np.float32))
     apart = np.abs(decoded.astype(theirs.decoded.dtype).astype(np.float64) - theirs.decoded.reshape(decoded.shape).astype(np.float64))
     apart = np.where(np.isnan(apart), np.inf, apart)
     return int(np.ceil(min((apart / step)[same].max(initial=0), 2.0**31)))
+
+
+def in_their_arithmetic(ours: Encoded) -> np.ndarray:
+    """float32: decoded values, the product rounded before an offset is added where the format computes in half precision, as the library does."""
+    fmt = ours.format
+    if ours.zero_points is None or fmt.arithmetic == "float32" or fmt.zero_point != "offset":
+        return ours.decode()
+    product = rounded(replace(ours, zero_points=np.zeros_like(ours.zero_points)).decode(), fmt.arithmetic)
+    return product + spread(ours.zero_points, product.shape, fmt).astype(np.float32)
 
 
 def largest_term(ours: Encoded, decoded: np.ndarray) -> np.ndarray:

@@ -4,11 +4,14 @@ A peer is a module with `PACKAGE`, the distribution whose version is told, and `
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from compress.conformance.matrix import Theirs
+from compress.formats import Format
+from compress.presets import preset
 from compress.registry import Entry, Registry
 
 
@@ -20,6 +23,8 @@ class Claim:
     how     the function, by its name in the library; (preset, how) is one row of the matrix
     reason  why the answers are not ours, where they are not
     dtype   what the library takes; both sides get the vector in it
+    changes  fields of the preset's format that this function has otherwise
+    half    such fields for float16 vectors, where the library computes in its input's dtype
     """
 
     preset: str
@@ -27,6 +32,19 @@ class Claim:
     ask: Callable[[np.ndarray], Theirs]
     reason: str = ""
     dtype: str | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    half: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def told(self) -> str:
+        """The reason, and what the answers are compared with instead of the preset itself."""
+        sides = (("Compared", self.changes), ("Float16 vectors are compared", self.half))
+        said = [f"{what} with {', '.join(f'{name} {value}' for name, value in fields.items())}" for what, fields in sides if fields]
+        return ". ".join([*filter(None, [self.reason]), *said])
+
+    def format(self, dtype: np.dtype) -> Format:
+        """What the answer for values of a dtype is compared with."""
+        return replace(preset(self.preset).format, **self.changes | (self.half if dtype == np.float16 else {}))
 
 
 PEERS = Registry(

@@ -14,8 +14,9 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
     return ReferenceEvaluator(model).run(None, feeds)
 
 
+HALF = {"arithmetic": "float16"}
 CLAIMS = (
-    Claim("onnx.qdq.int8", "QuantizeLinear at our scales", quantize(run, "onnx.qdq.int8")),
-    Claim("onnx.qdq.int4.block32", "QuantizeLinear at our scales", quantize(run, "onnx.qdq.int4.block32")),
+    Claim("onnx.qdq.int8", "QuantizeLinear at our scales", quantize(run, "onnx.qdq.int8"), half=HALF),
+    Claim("onnx.qdq.int4.block32", "QuantizeLinear at our scales", quantize(run, "onnx.qdq.int4.block32"), half=HALF),
     Claim("onnx.dynamic.uint8", "DynamicQuantizeLinear", dynamic(run), ROUNDED_FIRST),
 )

@@ -88,13 +88,14 @@ def static(values: np.ndarray) -> Theirs:
 
 
 ADDED_FIRST = "It adds 2^(bits-1) in float32 before it rounds"
+HALF_SCALES = {"scale_dtype": "float16"}
 CLAIMS = (
-    Claim("onnx.qdq.int8", "quantize_static, per channel", static),
-    Claim("onnx.qdq.int8", "QuantizeLinear at our scales", quantize(run, "onnx.qdq.int8")),
-    Claim("onnx.qdq.int4.block32", "QuantizeLinear at our scales", quantize(run, "onnx.qdq.int4.block32")),
+    Claim("onnx.qdq.int8", "quantize_static, per channel", static, half=HALF_SCALES),
+    Claim("onnx.qdq.int8", "QuantizeLinear at our scales", quantize(run, "onnx.qdq.int8"), half=HALF_SCALES),
+    Claim("onnx.qdq.int4.block32", "QuantizeLinear at our scales", quantize(run, "onnx.qdq.int4.block32"), half=HALF_SCALES),
     Claim("onnx.dynamic.uint8", "DynamicQuantizeLinear", dynamic(run), ROUNDED_FIRST),
     Claim("ort.matmulnbits.int4", "MatMulNBits quantizer, symmetric", matmul_nbits(4, True), ADDED_FIRST),
-    Claim("ort.matmulnbits.uint4", "MatMulNBits quantizer, asymmetric", matmul_nbits(4, False)),
+    Claim("ort.matmulnbits.uint4", "MatMulNBits quantizer, asymmetric", matmul_nbits(4, False), half=HALF_SCALES | {"small_scale": "one"}),
     Claim("ort.matmulnbits.int8", "MatMulNBits quantizer, 8 bits, symmetric", matmul_nbits(8, True), ADDED_FIRST),
     Claim("bnb.nf4", "MatMulBnb4 quantizer, NF4", bnb4(MatMulBnb4Quantizer.NF4), "Its thresholds are not the midpoints in the last float32 digit"),
     Claim("bnb.fp4", "MatMulBnb4 quantizer, FP4", bnb4(MatMulBnb4Quantizer.FP4), "Its ties go toward zero, those of bitsandbytes on a CPU down"),

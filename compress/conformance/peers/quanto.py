@@ -26,7 +26,8 @@ def groups(values: np.ndarray) -> Theirs:
     return Theirs(found._data.unpack().numpy().reshape(values.shape), found.dequantize().numpy())
 
 
+HALF = {"arithmetic": "float16"}
 CLAIMS = (
-    Claim("quanto.int8", "quantize_weight qint8, AbsmaxOptimizer", channels),
-    Claim("quanto.int4.group128", "quantize_weight qint4, MaxOptimizer", groups),
+    Claim("quanto.int8", "quantize_weight qint8, AbsmaxOptimizer", channels, half=HALF),
+    Claim("quanto.int4.group128", "quantize_weight qint4, MaxOptimizer", groups, half=HALF),
 )

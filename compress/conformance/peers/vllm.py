@@ -38,12 +38,13 @@ def patterns(values: np.ndarray, args) -> np.ndarray:
     return (np.signbit(values) << 3) | np.searchsorted([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.abs(values))
 
 
+HALF = {"arithmetic": "float16"}
 CLAIMS = (
-    Claim("ct.w4a16.g128", "W4A16", scheme("W4A16")),
-    Claim("ct.w4a16.asym", "W4A16_ASYM", scheme("W4A16_ASYM"), "It divides 0 by 0 in groups of zeros, and takes code 0"),
-    Claim("ct.w8a16.group128", "W8A16", scheme("W8A16")),
-    Claim("ct.w8a16.channel", "INT8", scheme("INT8")),
-    Claim("ct.fp8.channel", "FP8_DYNAMIC", scheme("FP8_DYNAMIC")),
+    Claim("ct.w4a16.g128", "W4A16", scheme("W4A16"), half=HALF),
+    Claim("ct.w4a16.asym", "W4A16_ASYM", scheme("W4A16_ASYM"), half=HALF),
+    Claim("ct.w8a16.group128", "W8A16", scheme("W8A16"), half=HALF),
+    Claim("ct.w8a16.channel", "INT8", scheme("INT8"), half=HALF),
+    Claim("ct.fp8.channel", "FP8_DYNAMIC", scheme("FP8_DYNAMIC"), half=HALF),
     Claim("mx.fp4.even", "MXFP4", scheme("MXFP4")),
-    Claim("nvfp4", "NVFP4", scheme("NVFP4")),
+    Claim("nvfp4", "NVFP4", scheme("NVFP4"), half=HALF),
 )
