@@ -1,7 +1,7 @@
 """Keras models as a Network, run by Keras's TensorFlow backend."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,9 +14,11 @@ from compress.backends.keras_copying import copied, is_graph, unrolled
 from compress.backends.keras_folding import fold_batch_norms
 from compress.backends.keras_layouts import Slot, slots, unknown_layers
 from compress.backends.keras_loading import load
+from compress.channels import Group
 from compress.errors import InputError
 from compress.network import Inputs, InputSpec, Weight
 from compress.samples import Data, samples
+from compress.training import Course
 
 
 class KerasNetwork:
@@ -55,6 +57,34 @@ class KerasNetwork:
     def run_symbolic(self, model: keras.Model) -> Any:
         """A model's outputs for zeros: builds it, or traces it inside a graph."""
         return self.call(model, [keras.ops.zeros(spec.shape, spec.dtype) for spec in self.inputs])
+
+    def train(self, course: Course) -> "KerasNetwork":
+        """A copy with what its variables learned: see compress.backends.keras_training."""
+        from compress.backends.keras_training import train
+
+        return train(self, course)
+
+    def observe(self, names: Iterable[str], data: Data, see: Callable[[str, np.ndarray], None]) -> None:
+        """Calls see(name, float32 rows [n, in * kernel]) with what the named weights are multiplied by."""
+        from compress.backends.keras_observing import observe
+
+        observe(self, names, data, see)
+
+    def second_moments(self, names: Iterable[str], data: Data) -> dict[str, np.ndarray]:
+        """float64 [in * kernel, in * kernel] by name: the mean outer product of what the named weights are multiplied by."""
+        from compress.backends.keras_observing import second_moments
+
+        return second_moments(self, names, data)
+
+    def channel_groups(self) -> tuple[Group, ...]:
+        from compress.backends.keras_channels import channel_groups
+
+        return channel_groups(self)
+
+    def without_channels(self, kept: Mapping[str, np.ndarray]) -> "KerasNetwork":
+        from compress.backends.keras_channels import channel_groups, shrunk
+
+        return shrunk(self, channel_groups(self), kept)
 
 
 def open_model(model: Any, inputs: Data | None) -> KerasNetwork:

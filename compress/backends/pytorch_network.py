@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress.channels import Group
 from compress.errors import InputError
 from compress.network import Inputs, InputSpec, Weight
 from compress.samples import Data, samples
@@ -69,6 +70,16 @@ class PytorchNetwork:
     def run(self, inputs: Inputs) -> list[np.ndarray]:
         outputs = self.model(*(torch.tensor(inputs[spec.name]) for spec in self.inputs))  # copies: a model may write into its inputs
         return [tensor.float().numpy() for tensor in flatten(outputs)]
+
+    def channel_groups(self) -> tuple[Group, ...]:
+        from compress.backends.pytorch_channels import channel_groups
+
+        return channel_groups(self)
+
+    def without_channels(self, kept: Mapping[str, np.ndarray]) -> "PytorchNetwork":
+        from compress.backends.pytorch_channels import channel_groups, shrunk
+
+        return shrunk(self, channel_groups(self), kept)
 
 
 def tensor_of(model: nn.Module, name: str) -> torch.Tensor:
