@@ -217,7 +217,19 @@ def compacted(data: bytes) -> bytes:
         if quantization is not None and scales_of(place) is None and block_scales(place) is None:
             place.tensor.quantization = None
         place.tensor.name = place.tensor.name or None
+    forget_unread(model)
     return serialized(model)
+
+
+def forget_unread(model: Any) -> None:
+    """Empties vectors of the first graph that nobody reads, in place: biases that became others when constants around a layer were unfolded."""
+    read = {(id(graph), index) for graph in model.subgraphs for operator in graph.operators or () for index in operator.inputs}
+    read |= {(id(graph), index) for graph in model.subgraphs for index in graph.outputs}
+    first = model.subgraphs[0]
+    unread = [p for p in constants(model) if p.graph is first and len(p.shape) == 1 and p.dtype == "float32" and (id(first), p.index) not in read]
+    for place in unread:
+        place.tensor.buffer = 0
+    empty_unused(model)
 
 
 def serialized(model: Any) -> bytes:
