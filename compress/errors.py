@@ -35,3 +35,7 @@ class BrokenFile(CompressError, ValueError):
 
 class BrokenInvariant(CompressError):
     """A step of a recipe has undone what an earlier one made; tensor and step are named."""
+
+
+class TrainingError(CompressError):
+    """A training that cannot go on: its loss is NaN or infinite. Step and layer are named; the last good checkpoint is kept."""

@@ -1,0 +1,106 @@
+"""Batches and checkpoints of a training, whatever the framework."""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from compress.errors import BrokenFile, InputError
+from compress.network import InputSpec
+from compress.samples import arrays, samples
+from compress.training import Course
+
+
+class Batches:
+    """The batch of every step: each epoch goes over the samples in an order of its own that follows from (seed, epoch)."""
+
+    def __init__(self, course: Course, inputs: tuple[InputSpec, ...]):
+        self.course, self.inputs = course, self.checked(course, inputs)
+        self.labels = np.asarray(course.data.labels)
+        self.samples = len(self.labels)
+        self.size = min(course.budget.batch, self.samples)
+
+    @staticmethod
+    def checked(course: Course, inputs: tuple[InputSpec, ...]) -> list[np.ndarray]:
+        given, names = course.data.inputs, tuple(spec.name for spec in inputs)
+        try:
+            if isinstance(given, Mapping | tuple | np.ndarray):
+                found = arrays(given, names)
+            else:
+                single = list(samples(given, inputs))
+                found = {name: np.concatenate([sample[name] for sample in single]) for name in names}
+        except InputError as error:
+            raise InputError(f"{course.name}: {error}") from error
+        count = len(np.asarray(course.data.labels))
+        for spec in inputs:
+            shape = found[spec.name].shape
+            if shape[1:] != tuple(spec.shape[1:]):
+                raise InputError(f"{course.name}: training input {spec.name} has samples of shape {list(shape[1:])}, the model takes {list(spec.shape[1:])}")
+            if shape[0] != count or not count:
+                raise InputError(f"{course.name}: {shape[0]} samples of training input {spec.name} for {count} labels")
+        return [found[spec.name].astype(spec.dtype, copy=False) for spec in inputs]
+
+    def at(self, step: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Inputs in the model's order, and labels."""
+        epoch, place = divmod(step, self.samples // self.size)
+        order = np.random.default_rng((self.course.budget.seed, epoch)).permutation(self.samples)
+        taken = order[place * self.size : (place + 1) * self.size]
+        return [array[taken] for array in self.inputs], self.labels[taken]
+
+
+class Checkpoint:
+    """A training's state in a safetensors file that says which training it belongs to; nothing where the course keeps none."""
+
+    def __init__(self, course: Course, batches: Batches, weights: Mapping[str, np.ndarray]):
+        self.path: Path | None = course.checkpoint
+        self.name, self.training = course.name, fingerprint(course, batches, weights) if course.checkpoint else ""
+
+    def read(self, names: set[str]) -> tuple[int, dict[str, np.ndarray]]:
+        """(steps done, arrays by name); 0 where there is no file, or with a warning one of another training. BrokenFile for one that cannot be read."""
+        if self.path is None or not self.path.exists():
+            return 0, {}
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, "numpy") as file:
+                header = file.metadata() or {}
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
+        except SafetensorError as error:
+            raise BrokenFile(f"{self.name}: the checkpoint {self.path} cannot be read ({error}): remove it to train from the start") from error
+        if header.get("training") != self.training or set(found) != names:
+            warnings.warn(f"{self.name}: {self.path} is the checkpoint of another budget, data, recipe or model; training starts anew", stacklevel=3)
+            return 0, {}
+        return int(header["step"]), found
+
+    def write(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Replaces the file in one move, so that there is a whole one at any time."""
+        if self.path is None:
+            return
+        from safetensors.numpy import save_file
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        save_file({name: np.ascontiguousarray(value) for name, value in values.items()}, part, {"training": self.training, "step": str(step)})
+        os.replace(part, self.path)
+
+
+def fingerprint(course: Course, batches: Batches, weights: Mapping[str, np.ndarray]) -> str:
+    """Equal for the same budget, loss, constraints, data shapes, labels and first weights."""
+    data, loss = course.data, course.data.loss
+    said = {
+        "budget": course.budget.model_dump(),
+        "rate": course.budget.learning_rate or data.learning_rate,
+        "loss": loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__),
+        "shapes": [list(array.shape) for array in batches.inputs],
+        "remask": course.remask_every if course.remask else None,
+        "constraints": {name: [repr(c.format), repr(c.activations), c.per_axis, c.zero] for name, c in course.constraints.items()},
+    }
+    digest = sha256(json.dumps(said, sort_keys=True).encode())
+    fixed = [(name, array) for name, c in course.constraints.items() for array in (c.mask, c.codes) if array is not None]
+    for name, array in [*weights.items(), *fixed, ("", batches.labels)]:
+        digest.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
