@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Literal
 
 import numpy as np
@@ -62,14 +63,28 @@ def scores(group: Group, weights: Mapping[str, Weight]) -> np.ndarray:
     return np.sqrt(squares)
 
 
-def choose(groups: Iterable[Group], weights: Mapping[str, Weight], sparsity: float) -> dict[str, np.ndarray]:
-    """Channels to keep by group id, ascending: each group loses `sparsity` of its own, rounded down, the least salient first. One always stays."""
+def choose(groups: Iterable[Group], weights: Mapping[str, Weight], sparsity: float, multiple: int = 1) -> dict[str, np.ndarray]:
+    """Channels to keep by group id, ascending: each group loses `sparsity` of its own, rounded down, the least salient first. One always stays.
+
+    multiple  what is kept is rounded to the nearest multiple of this many (layers that are no wider than that stay as they are): kernels that work
+              on blocks of channels are slow on others. ONNX Runtime's convolutions on a CPU take 1.8 times as long, not less, with 22 channels of 32
+    """
     kept = {}
     for group in groups:
-        gone = min(int(group.size * sparsity + 1e-9), group.size - 1)
-        if gone and not group.reason:
-            kept[group.id] = np.sort(np.argsort(scores(group, weights), kind="stable")[gone:])
+        count = remaining(group, sparsity, multiple)
+        if count < group.size and not group.reason:
+            kept[group.id] = np.sort(np.argsort(scores(group, weights), kind="stable")[group.size - count :])
     return kept
+
+
+def remaining(group: Group, sparsity: float, multiple: int) -> int:
+    """How many channels stay. A head is as many channels as it has rows."""
+    left = max(1, group.size - int(group.size * sparsity + 1e-9))
+    rows = min((len(part.positions) for part in group.role("output")), default=0) // group.size
+    step = multiple // gcd(multiple, rows)
+    if step == 1:
+        return left
+    return group.size if group.size <= step else min(group.size, step * max(1, round(left / step)))
 
 
 def removals(groups: Iterable[Group], kept: Mapping[str, np.ndarray]) -> dict[str, list[tuple[int, np.ndarray]]]:

@@ -50,12 +50,28 @@ def torch_model(name: str):
             x = self.grouped(x.view(-1, 2, 4, 6, 6).transpose(1, 2).reshape(-1, 8, 6, 6)).mean((2, 3))
             return self.logits(self.summed(self.norm(self.normed(x))).cumsum(1))
 
+    class Attention(nn.Module):
+        """Four heads of 4 channels, as Hugging Face's models lay them out, in a residual branch between layer norms."""
+
+        def __init__(self):
+            super().__init__()
+            self.head_dim, self.norm = 4, nn.LayerNorm(8)
+            self.query, self.key, self.value, self.out = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+            self.up, self.down, self.logits = nn.Linear(8, 20), nn.Linear(20, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = x.flatten(1, 2)
+            query, key, value = (layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+            x = self.norm(x + self.out(mixed))
+            return self.logits(x + self.down(torch.relu(self.up(x))))
+
     def sequential():
         first = (nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.ConvTranspose2d(16, 8, 2, stride=2), nn.ReLU())
         return nn.Sequential(*first, nn.Flatten(), nn.Linear(8 * 144, 10, bias=False), nn.ReLU(), nn.Linear(10, 3))
 
     torch.manual_seed(0)
-    model = {"sequential": sequential, "residual": Residual, "mixing": Mixing}[name]()
+    model = {"sequential": sequential, "residual": Residual, "mixing": Mixing, "attention": Attention}[name]()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.running_var):
@@ -133,13 +149,13 @@ FRAMEWORKS = ("torch", "keras")
 REMOVED = {  # channels of each group that go at 30%, by the first layer that makes them
     "torch sequential": {"0": 4, "3": 2, "6": 3},
     "torch residual": {"project": 2, "depthwise": 3, "side": 1, "hidden": 6},
+    "torch attention": {"value": 1, "up": 6},  # one head of four
     "keras sequential": {"conv2d": 2, "dense": 3},
     "keras residual": {"stem": 2, "expand": 3, "side": 1, "transposed": 1, "hidden": 6},
 }
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("name", ("sequential", "residual"))
+@pytest.mark.parametrize(("framework", "name"), [case.split() for case in REMOVED])
 def test_channels_of_zeros_go_without_a_trace(framework, name):
     net = network(framework, name)
     kept = choose(net.channel_groups(), net.weights(), 0.3)
@@ -149,8 +165,7 @@ def test_channels_of_zeros_go_without_a_trace(framework, name):
     np.testing.assert_allclose(small, whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("name", ("sequential", "residual"))
+@pytest.mark.parametrize(("framework", "name"), [case.split() for case in REMOVED])
 def test_every_tensor_of_a_group_shrinks(framework, name):
     net = network(framework, name)
     groups, before, parameters = net.channel_groups(), run(net), size(net)
@@ -202,6 +217,18 @@ def test_scores_sum_over_everything_that_makes_a_channel():
     assert choose([group], weights, 0.34)["a"].tolist() == [0, 2]  # of equals the first goes
     assert choose([group], weights, 0.99)["a"].tolist() == [0]  # one stays
     assert choose([group], weights, 0.3) == {}
+
+
+def test_what_is_kept_is_a_multiple():
+    def left(size: int, rows: int, sparsity: float, multiple: int) -> int:
+        weights = {"a": Weight("a", "linear", np.ones((size * rows, 2)))}
+        group = Group("a", size, (Slice("a", 0, "output", np.arange(size * rows), np.repeat(np.arange(size), rows)),))
+        return len(choose([group], weights, sparsity, multiple).get("a", range(size)))
+
+    assert [left(size, 1, 0.3, 8) for size in (64, 32, 24, 8, 10)] == [48, 24, 16, 8, 8]
+    assert left(32, 1, 0.3, 16) == 16
+    assert left(12, 32, 0.3, 8) == 9  # heads of 32 rows keep multiples of 8 whatever goes
+    assert left(12, 4, 0.3, 8) == 8
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -1,6 +1,6 @@
 """Channels of a PyTorch model that go together, as torch-pruning's dependency graph finds them, and the model without some.
 
-torch-pruning takes any operation it does not know for an element-wise one. So each group is proved: the model without two of its
+torch-pruning takes any operation it does not know for an element-wise one. So each group is proved: the model without three of its
 channels must compute what the model computes when nobody reads them. What does not is left whole, with the reason.
 """
 
@@ -24,8 +24,7 @@ LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
 def channel_groups(network: PytorchNetwork) -> tuple[Group, ...]:
     """Every group once; those whose channels cannot be removed say why."""
-    groups = [*head_groups(network), *traced_groups(network)]
-    return tuple(proved(network, group) for group in groups)
+    return tuple(proved_either_way(network, group) for group in traced_groups(network))
 
 
 def traced_groups(network: PytorchNetwork) -> list[Group]:
@@ -103,8 +102,31 @@ def parts(module: nn.Module, path: str, output: bool, positions: np.ndarray, cha
     return [Slice(f"{path}.{leaf}", 0, "output", positions, channels) for leaf in ("weight", "bias") if leaf in tensors]
 
 
-def head_groups(network: PytorchNetwork) -> list[Group]:
-    return []
+def proved_either_way(network: PytorchNetwork, group: Group) -> Group:
+    """The group channel by channel where that can be, else head by head."""
+    single = proved(network, group)
+    heads = by_heads(network, group)
+    if not single.reason or group.reason or heads is group:
+        return single
+    whole = proved(network, heads)
+    return single if whole.reason else whole
+
+
+def by_heads(network: PytorchNetwork, group: Group) -> Group:
+    """The group with attention heads for channels, where its layers are an attention's projections: a head goes as a whole."""
+    makers = {part.weight.rpartition(".")[0].rpartition(".")[0] for part in group.role("output")}
+    sizes = {head_size(network.model.get_submodule(path)) for path in makers}
+    size = sizes.pop() if len(sizes) == 1 else 0
+    if size < 2 or group.size % size:
+        return group
+    slices = tuple(replace(part, channels=part.channels // size) for part in group.slices)
+    return replace(group, size=group.size // size, slices=slices)
+
+
+def head_size(module: nn.Module) -> int:
+    """Channels of each head of an attention, by the names that Hugging Face's models give it; 0 where the module is none."""
+    found = getattr(module, "attention_head_size", getattr(module, "head_dim", 0))
+    return found if isinstance(found, int) and not isinstance(module, nn.MultiheadAttention) else 0
 
 
 def proved(network: PytorchNetwork, group: Group) -> Group:
@@ -112,7 +134,7 @@ def proved(network: PytorchNetwork, group: Group) -> Group:
         return group
     if group.size < 2 or not group.role("input"):
         return replace(group, reason="there is only one" if group.size < 2 else "no layer reads them")
-    removed = np.unique([0, group.size // 2])[: group.size - 1]
+    removed = np.unique([0, 1, group.size // 2])[: group.size - 1]  # unevenly, so that no reshape into parts of equal size can hide
     without = shrunk(network, (group,), {group.id: np.setdiff1d(np.arange(group.size), removed)})
     inputs = {spec.name: tensor.numpy() for spec, tensor in zip(network.inputs, network.example, strict=True)}
     return replace(group, reason=unlike(network, without, group, removed, inputs))
@@ -128,8 +150,11 @@ def shrunk(network: PytorchNetwork, groups: tuple[Group, ...], kept: Mapping[str
         path, _, leaf = name.rpartition(".")
         target = model.get_submodule(path)
         setattr(target, leaf, tensor if leaf in target._buffers else nn.Parameter(tensor, requires_grad=False))
-    for path in {name.rpartition(".")[0] for name in values}:
+    paths = {name.rpartition(".")[0] for name in values}
+    for path in paths:
         resize(model.get_submodule(path))
+    for path in {path.rpartition(".")[0] for path in paths}:
+        resize_attention(model.get_submodule(path))
     return PytorchNetwork(model, network.inputs, network.example, network.notes)
 
 
@@ -145,3 +170,12 @@ def resize(module: nn.Module) -> None:
         module.groups = module.in_channels = module.out_channels = len(module.weight)
     else:
         module.out_channels, module.in_channels = module.weight.shape[:2]
+
+
+def resize_attention(module: nn.Module) -> None:
+    """How many heads a Hugging Face attention says it has, from its projection; models that read it from there reshape by it."""
+    size, query = head_size(module), getattr(module, "query", None)
+    if size and isinstance(query, nn.Linear):
+        for name, value in (("num_attention_heads", query.out_features // size), ("all_head_size", query.out_features)):
+            if hasattr(module, name):
+                setattr(module, name, value)
