@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.errors import Refused
-from compress.formats import CodebookFormat, DoubleQuantized, FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor
+from compress.formats import CodebookFormat, FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor
 from compress.plan import Decision, Placement
 
 Way = Literal["decode", "load", "weight_only", "dynamic", "static", "int4", "bitsandbytes"]
@@ -112,7 +112,8 @@ def bnb_limits(decision: Decision, fmt: CodebookFormat):
     yield size not in BNB_BLOCKS, f"its blocks hold {', '.join(map(str, BNB_BLOCKS))} values, and the format's scales are {fmt.granularity}"
     yield fmt.scaling == "none", "it wants scales"
     yield fmt.scale_dtype != "float32", f"its scales are float32, and the format's {fmt.scale_dtype}"
-    yield fmt.double not in (None, DoubleQuantized("dynamic", BNB_NESTED)), f"it knows dynamic scales of {BNB_NESTED}, and the format's are {fmt.double}"
+    known = fmt.double is None or (fmt.double.dynamic and fmt.double.block == BNB_NESTED)
+    yield not known, f"it knows dynamic scales of {BNB_NESTED}, and the format's are {fmt.double}"
     yield size is not None and decision.shape[1] % size != 0, f"its blocks end with the row, and {decision.shape[1]} inputs are no multiple of {size}"
     yield decision.shape[0] % BNB_ROWS != 0, f"it wants a multiple of {BNB_ROWS} outputs, not {decision.shape[0]}"
 
