@@ -125,6 +125,7 @@ def test_optimal_loses_least(per, pruned):
 def test_initializations_where_they_can_be_said_by_hand():
     row = np.array([[-1, -0.5, 0, 0.25, 3]], np.float32)
     np.testing.assert_array_equal(cluster(row, 5, "tensor", "linear")[1], [-1, 0, 1, 2, 3])
+    assert not np.signbit(cluster(np.array([[-1, -0.0]], np.float32), 2, "tensor", "linear")[1][1])  # codebooks know one zero
     kept = row != 0  # two negative and two positive weights: two of the four other centroids each
     np.testing.assert_array_equal(cluster(row, 5, "tensor", "linear", kept)[1], [0, -1, -0.5, 0.25, 3])
     np.testing.assert_array_equal(cluster(row, 2, "tensor", "linear", kept)[1], [0, 0.25])  # half of one is rounded to even: none for the negative ones

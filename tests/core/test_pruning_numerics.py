@@ -204,6 +204,8 @@ def test_weights_of_dead_inputs_go_first_and_change_nothing():
     alone, alone_kept = sparsegpt(values[:, rest], moment[np.ix_(rest, rest)], Unstructured(), (36 - 12) / 48)
     np.testing.assert_array_equal(kept[:, rest], alone_kept)
     np.testing.assert_allclose(found[:, rest], alone, rtol=2.0**-22)
+    undamped, _ = sparsegpt(values, moment, Unstructured(), 0.6, damping=0)
+    assert np.isfinite(undamped).all()
     nothing, _ = sparsegpt(values, np.zeros((10, 10)), NofM(2, 5))
     assert holds(nothing, NofM(2, 5)) is None
 
