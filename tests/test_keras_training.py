@@ -241,6 +241,26 @@ def test_a_loss_that_turns_nan_names_step_and_layer_and_keeps_the_checkpoint(tmp
     assert path.exists()
 
 
+def test_a_training_that_diverges_keeps_finite_numbers(tmp_path):
+    path = tmp_path / "training.safetensors"
+    with pytest.raises(TrainingError, match=r"step \d+ of 10; the first outputs that are not finite are those of layer (conv|logits)"):
+        trained().train(course({}, budget=Budget(steps=10, learning_rate=1e37), checkpoint=path))
+    from safetensors.numpy import load_file
+
+    assert all(np.isfinite(value).all() for value in load_file(path).values())
+
+
+def test_every_epoch_takes_every_sample_once_in_an_order_of_its_own():
+    from compress.backends.training_data import Batches
+
+    x = np.arange(64, dtype=np.float32).reshape(-1, 1, 1, 1) * np.ones((1, 14, 14, 1), np.float32)
+    batches = Batches(course({}, data=Training(x, np.arange(64))), trained().inputs)
+    epochs = [np.concatenate([batches.at(step)[1] for step in steps]) for steps in ((0, 1), (2, 3), (0, 1))]
+    assert all(sorted(labels) == list(range(64)) for labels in epochs)
+    assert not np.array_equal(epochs[0], epochs[1]) and np.array_equal(epochs[0], epochs[2])
+    np.testing.assert_array_equal(batches.at(3)[0][0][:, 0, 0, 0], batches.at(3)[1])  # samples keep their labels
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -47,9 +48,13 @@ class Batches:
     def at(self, step: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Inputs in the model's order, and labels."""
         epoch, place = divmod(step, self.samples // self.size)
-        order = np.random.default_rng((self.course.budget.seed, epoch)).permutation(self.samples)
-        taken = order[place * self.size : (place + 1) * self.size]
+        taken = order(self.course.budget.seed, epoch, self.samples)[place * self.size : (place + 1) * self.size]
         return [array[taken] for array in self.inputs], self.labels[taken]
+
+
+@lru_cache(maxsize=1)
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 class Checkpoint:
