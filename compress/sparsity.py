@@ -67,10 +67,18 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Channels:
-    """Whole output channels, which are taken out: shapes shrink, in the layers that read them too."""
+    """Whole output channels, which are taken out: shapes shrink, in the layers that read them too.
+
+    multiple  what stays of a layer is rounded to a multiple of this many channels: kernels that work on blocks are slow on others
+    """
 
     __pydantic_config__ = STRICT
+    multiple: int = 8
     type: Literal["channels"] = "channels"
+
+    def __post_init__(self):
+        if self.multiple < 1:
+            raise RecipeError(f"pattern.multiple: at least 1, not {self.multiple}")
 
     def __str__(self) -> str:
         return "channels"

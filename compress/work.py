@@ -8,7 +8,7 @@ import numpy as np
 
 from compress.errors import BrokenInvariant, InputError
 from compress.network import Network
-from compress.plan import Decision, Plan
+from compress.plan import Decision, Plan, plan
 from compress.recipe import Recipe
 from compress.samples import Data
 from compress.training import Budget, Constraint, Course, Remask, Training
@@ -79,6 +79,23 @@ class Work:
         if self.means.calibration is None:
             raise InputError(f"recipe {self.recipe.name!r} ranks weights by their inputs: give `calibration`, some 100 typical inputs")
         return self.network.second_moments(tuple(names), self.means.calibration)
+
+    def without_channels(self, names, sparsity: float, multiple: int) -> "Work":
+        """The network without its least salient channels, with a plan of the smaller tensors. InputError where nothing can go.
+
+        Channels go where every weight that makes them is named.
+        """
+        from compress.channels import choose
+
+        found = self.network.channel_groups()
+        made = {name for group in found for part in group.role("output") if (name := part.weight) in names}
+        selected = [g for g in found if all(part.weight in made or self.network.weights()[part.weight].kind == "bias" for part in g.role("output"))]
+        kept = choose(selected, self.network.weights(), sparsity, multiple)
+        if not kept:
+            whole = "; ".join(f"{group.id}: {group.reason or 'too narrow, or not all of its weights are selected'}" for group in found)
+            raise InputError(f"recipe {self.recipe.name!r} takes out no channel of this model: {whole or 'no layer makes channels that another one reads'}")
+        network = self.network.without_channels(kept)
+        return replace(self, network=network, plan=plan(network.weights(), self.recipe))
 
     def label(self, index: int) -> str:
         """A step's name in messages; the encoding is what comes after the last one."""

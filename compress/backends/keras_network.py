@@ -72,7 +72,7 @@ class KerasNetwork:
 
     def second_moments(self, names: Iterable[str], data: Data) -> dict[str, np.ndarray]:
         """float64 [in * kernel, in * kernel] by name: the mean outer product of what the named weights are multiplied by."""
-        from compress.backends.keras_observing import second_moments
+        from compress.backends.training_data import second_moments
 
         return second_moments(self, names, data)
 

@@ -3,11 +3,10 @@
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from compress.backends.keras_network import KerasNetwork
-from compress.backends.training_data import Batches
+from compress.backends.training_data import Batches, check_labels
 from compress.errors import InputError
 from compress.training import Course
 
@@ -67,17 +66,3 @@ def ends_in_softmax(model: keras.Model) -> bool:
     if isinstance(operation, keras.Model):
         return ends_in_softmax(operation)
     return isinstance(operation, keras.layers.Softmax) or getattr(operation, "activation", None) is keras.activations.softmax
-
-
-def check_labels(course: Course, batches: Batches, output: Any) -> None:
-    """InputError for labels that the loss cannot compare with a first output [1, ...]."""
-    labels, shape = batches.labels, tuple(output.shape[1:])
-    wanted = {"cross_entropy": shape[:-1], "mse": shape}.get(course.data.loss) if isinstance(course.data.loss, str) else labels.shape[1:]
-    if labels.shape[1:] != wanted:
-        raise InputError(f"{course.name}: labels have samples of shape {list(labels.shape[1:])}, {course.data.loss} of this model needs {list(wanted)}")
-    if course.data.loss != "cross_entropy":
-        return
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"{course.name}: cross_entropy needs class indices as labels, integers, not {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= shape[-1]:
-        raise InputError(f"{course.name}: labels from {labels.min()} to {labels.max()} are not classes 0 to {shape[-1] - 1} of this model")

@@ -66,24 +66,6 @@ def observe(network: "KerasNetwork", names: Iterable[str], data: Data, see: See)
             copy.run(sample)
 
 
-def second_moments(network: "KerasNetwork", names: Iterable[str], data: Data) -> dict[str, np.ndarray]:
-    """float64 [in * kernel, in * kernel] by name: the mean of the outer products of what each named weight is multiplied by."""
-    sums: dict[str, np.ndarray] = {}
-    counts: dict[str, int] = {}
-
-    def see(name: str, rows: np.ndarray) -> None:
-        rows = rows.astype(np.float64)
-        sums[name] = sums.get(name, 0) + rows.T @ rows
-        counts[name] = counts.get(name, 0) + len(rows)
-
-    names = tuple(names)
-    observe(network, names, data, see)
-    unused = [name for name in names if name not in sums]
-    if unused:
-        raise InputError(f"no sample reached the layer(s) of {', '.join(unused)}, so their inputs are not known")
-    return {name: sums[name] / counts[name] for name in names}
-
-
 def rows_of(slot: Slot, inputs: Any) -> np.ndarray:
     layer = slot.layer
     if isinstance(layer, keras.layers.EinsumDense):

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from compress.channels import Group
 from compress.errors import InputError
 from compress.network import Inputs, InputSpec, Weight
 from compress.samples import Data, samples
+from compress.training import Course
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -70,6 +71,24 @@ class PytorchNetwork:
     def run(self, inputs: Inputs) -> list[np.ndarray]:
         outputs = self.model(*(torch.tensor(inputs[spec.name]) for spec in self.inputs))  # copies: a model may write into its inputs
         return [tensor.float().numpy() for tensor in flatten(outputs)]
+
+    def train(self, course: Course) -> "PytorchNetwork":
+        """A copy with what its parameters learned: see compress.backends.pytorch_training."""
+        from compress.backends.pytorch_training import train
+
+        return train(self, course)
+
+    def observe(self, names: Iterable[str], data: Data, see: Callable[[str, np.ndarray], None]) -> None:
+        """Calls see(name, float32 rows [n, in * kernel]) with what the named weights are multiplied by."""
+        from compress.backends.pytorch_observing import observe
+
+        observe(self, names, data, see)
+
+    def second_moments(self, names: Iterable[str], data: Data) -> dict[str, np.ndarray]:
+        """float64 [in * kernel, in * kernel] by name: the mean outer product of what the named weights are multiplied by."""
+        from compress.backends.training_data import second_moments
+
+        return second_moments(self, names, data)
 
     def channel_groups(self) -> tuple[Group, ...]:
         from compress.backends.pytorch_channels import channel_groups

@@ -1,18 +1,19 @@
-"""Batches and checkpoints of a training, whatever the framework."""
+"""What trainings share, whatever the framework: batches, checkpoints, checks of labels, moments of what layers see."""
 
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from compress.errors import BrokenFile, InputError
-from compress.network import InputSpec
-from compress.samples import arrays, samples
+from compress.network import InputSpec, Network
+from compress.samples import Data, arrays, samples
 from compress.training import Course
 
 
@@ -109,3 +110,35 @@ def fingerprint(course: Course, batches: Batches, weights: Mapping[str, np.ndarr
     for name, array in [*weights.items(), *fixed, ("", batches.labels)]:
         digest.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def check_labels(course: Course, batches: Batches, output: Any) -> None:
+    """InputError for labels that the loss cannot compare with a first output [1, ...]."""
+    labels, shape = batches.labels, tuple(output.shape[1:])
+    wanted = {"cross_entropy": shape[:-1], "mse": shape}.get(course.data.loss) if isinstance(course.data.loss, str) else labels.shape[1:]
+    if labels.shape[1:] != wanted:
+        raise InputError(f"{course.name}: labels have samples of shape {list(labels.shape[1:])}, {course.data.loss} of this model needs {list(wanted)}")
+    if course.data.loss != "cross_entropy":
+        return
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{course.name}: cross_entropy needs class indices as labels, integers, not {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= shape[-1]:
+        raise InputError(f"{course.name}: labels from {labels.min()} to {labels.max()} are not classes 0 to {shape[-1] - 1} of this model")
+
+
+def second_moments(network: Network, names: Iterable[str], data: Data) -> dict[str, np.ndarray]:
+    """float64 [in * kernel, in * kernel] by name: the mean of the outer products of what each named weight is multiplied by."""
+    sums: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
+
+    def see(name: str, rows: np.ndarray) -> None:
+        rows = rows.astype(np.float64)
+        sums[name] = sums.get(name, 0) + rows.T @ rows
+        counts[name] = counts.get(name, 0) + len(rows)
+
+    names = tuple(names)
+    network.observe(names, data, see)
+    unused = [name for name in names if name not in sums]
+    if unused:
+        raise InputError(f"no sample reached the layer(s) of {', '.join(unused)}, so their inputs are not known")
+    return {name: sums[name] / counts[name] for name in names}

@@ -259,10 +259,12 @@ def entry_scales(books: np.ndarray) -> np.ndarray:
 
 def nearest_entries(rows: np.ndarray, books: np.ndarray) -> np.ndarray:
     """uint8 [n, m]: the nearest of each row's ascending entries; ties go down."""
+    lower, upper = books[:, :-1], books[:, 1:]
+    middle = (lower + upper) / 2
+    middle = np.where(middle < upper, middle, lower)  # the midpoint of neighbouring floats may be rounded to the upper one, which would then go down
     kernels = fast(rows)
     if kernels:
-        return kernels.nearest_entries(np.ascontiguousarray(rows), books)
-    middle = (books[:, :-1] + books[:, 1:]) / 2
+        return kernels.nearest_entries(np.ascontiguousarray(rows), middle)
     return np.stack([np.searchsorted(t, row, side="left") for t, row in zip(middle, rows, strict=True)]).astype(np.uint8)
 
 

@@ -235,10 +235,10 @@ def nearest(x: np.ndarray, table: Levels) -> np.ndarray:
     return codes.reshape(x.shape)
 
 
-def nearest_entries(rows: np.ndarray, books: np.ndarray) -> np.ndarray:
-    """uint8 [n, m]: the nearest of each row's ascending entries float32 [n, entries]; ties go down."""
+def nearest_entries(rows: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """uint8 [n, m]: how many of each row's ascending thresholds float32 [n, entries - 1] lie below each value."""
     codes = np.empty(rows.shape, U8)
-    row_levels(rows, chunks(rows), (books[:, :-1] + books[:, 1:]) / F32(2), codes)
+    row_levels(rows, chunks(rows), np.ascontiguousarray(thresholds), codes)
     return codes
 
 

@@ -136,7 +136,17 @@ def codebooks(rows: np.ndarray, weights: np.ndarray, clusters: int, exact_zero: 
         mass[mass.max(1) == 0] = 1
         found = means(values, mass, *partition_rows(values, mass, clusters, exact_zero))
         entries[part, : found.shape[1]] = found
+        for row, points, weight in zip(entries[part], values, mass, strict=True):
+            few_points(row, points[weight > 0], exact_zero)
     return entries
+
+
+def few_points(entries: np.ndarray, points: np.ndarray, exact_zero: bool) -> None:
+    """Where there are no more different points than entries [clusters], they are the entries: sums could not tell close ones apart."""
+    different = np.unique(np.append(points, 0.0) if exact_zero else points)
+    if len(different) <= len(entries):
+        entries[:] = np.inf
+        entries[: len(different)] = different
 
 
 def ordered_keys(bits: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from compress.network import Weight
 from compress.sparsity import Blocks, Channels, NofM, Saliency, Schedule, Unstructured
 from compress.steps.selector import Selector
-from compress.training import Budget
+from compress.training import Budget, Remask
 
 if TYPE_CHECKING:
     from compress.steps import Step
@@ -85,10 +85,13 @@ class Prune(BaseModel):
     def apply(self, work: "Work", index: int) -> "Work":
         """The network with its zeros, trained where the step has a budget."""
         names = work.taken(index)
+        if isinstance(self.pattern, Channels):
+            work = work.without_channels(names, self.sparsity, self.pattern.multiple)
+            return work.learned(index, self.train) if self.train else work
         values = work.values(names)
         if self.schedule:
             work = work.with_masks(self.masks(values, {}, self.share * self.schedule.at(0)))
-            work = work.learned(index, self.train, remask=self.growing())
+            work = work.learned(index, self.train, remask=self.growing(frozenset(names)))
             return work.with_masks({name: value != 0 for name, value in work.values(names).items()})
         moments = work.moments(names) if self.needs_moments else {}
         if self.saliency == "sparsegpt":
@@ -112,15 +115,15 @@ class Prune(BaseModel):
             return global_masks(scores, share)
         return {name: mask(score, self.pattern, share) for name, score in scores.items()}
 
-    def growing(self):
-        """Masks at a share of the training; those of the schedule's end stay."""
+    def growing(self, names: frozenset[str]) -> Remask:
+        """Masks of these tensors at a share of the training; those of the schedule's end stay."""
         final: dict[str, np.ndarray] = {}
 
         def remask(share: float, values: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
             reached = self.schedule.at(share)
             if final:
                 return final
-            masks = self.masks(values, {}, self.share * reached)
+            masks = self.masks({name: value for name, value in values.items() if name in names}, {}, self.share * reached)
             if reached == 1:
                 final.update(masks)
             return masks
@@ -131,6 +134,8 @@ class Prune(BaseModel):
         """(claim, what was measured, why it does not hold or None) for a tensor after this step."""
         from compress.numerics.pruning import holds
 
+        if isinstance(self.pattern, Channels):
+            return
         zeros = float((value == 0).mean())
         if mask is not None:
             revived = int((value[~mask] != 0).sum())
