@@ -81,9 +81,7 @@ def compress(
         ),
     ] = None,
     calibration: Calibration = None,
-    training: Annotated[
-        str | None, typer.Option("--training", "-t", help="`file.py:function` that returns (inputs, labels), for recipes that train.")
-    ] = None,
+    training: Annotated[str | None, typer.Option("--training", "-t", help="`file.py:function` that returns (inputs, labels), for recipes that train.")] = None,
     learning_rate: Annotated[float, typer.Option(help="The peak learning rate that suits the model, where the recipe says none.", min=0)] = 1e-3,
     checkpoints: Annotated[Path | None, typer.Option(help="A folder where trainings are kept: the same command goes on from there.")] = None,
 ) -> None:

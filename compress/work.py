@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.errors import BrokenInvariant, InputError
-from compress.network import Network
+from compress.network import COMPRESSIBLE, Network
 from compress.plan import Decision, Plan, plan
 from compress.recipe import Recipe
 from compress.samples import Data
@@ -87,10 +87,10 @@ class Work:
         """
         from compress.channels import choose
 
-        found = self.network.channel_groups()
-        made = {name for group in found for part in group.role("output") if (name := part.weight) in names}
-        selected = [g for g in found if all(part.weight in made or self.network.weights()[part.weight].kind == "bias" for part in g.role("output"))]
-        kept = choose(selected, self.network.weights(), sparsity, multiple)
+        weights, found = self.network.weights(), self.network.channel_groups()
+        makers = {g.id: [part.weight for part in g.role("output") if weights[part.weight].kind in COMPRESSIBLE] for g in found if not g.reason}
+        selected = [group for group in found if not group.reason and all(name in names for name in makers[group.id])]
+        kept = choose(selected, weights, sparsity, multiple)
         if not kept:
             whole = "; ".join(f"{group.id}: {group.reason or 'too narrow, or not all of its weights are selected'}" for group in found)
             raise InputError(f"recipe {self.recipe.name!r} takes out no channel of this model: {whole or 'no layer makes channels that another one reads'}")

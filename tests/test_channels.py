@@ -85,8 +85,8 @@ def keras_model(name: str):
     layers = keras.layers
 
     def sequential():
-        first = [layers.Conv2D(8, 3, use_bias=False), layers.BatchNormalization(), layers.ReLU()]
-        return keras.Sequential([keras.Input((8, 8, 3)), *first, layers.Flatten(), layers.Dense(12, "relu"), layers.Dense(3)])
+        first = [layers.Conv2D(8, 3, use_bias=False, name="conv"), layers.BatchNormalization(), layers.ReLU()]
+        return keras.Sequential([keras.Input((8, 8, 3)), *first, layers.Flatten(), layers.Dense(12, "relu", name="hidden"), layers.Dense(3)])
 
     def residual():
         """The torch model of this name, with a depthwise multiplier, a separable and a transposed convolution and a layer that runs twice."""
@@ -150,7 +150,7 @@ REMOVED = {  # channels of each group that go at 30%, by the first layer that ma
     "torch sequential": {"0": 4, "3": 2, "6": 3},
     "torch residual": {"project": 2, "depthwise": 3, "side": 1, "hidden": 6},
     "torch attention": {"value": 1, "up": 6},  # one head of four
-    "keras sequential": {"conv2d": 2, "dense": 3},
+    "keras sequential": {"conv": 2, "hidden": 3},
     "keras residual": {"stem": 2, "expand": 3, "side": 1, "transposed": 1, "hidden": 6},
 }
 
@@ -202,7 +202,7 @@ def test_what_mixes_channels_keeps_them(framework):
 
 def test_bad_choices_are_refused():
     net = network("keras", "sequential")
-    for kept, words in (({"nowhere": [0]}, "no group"), ({"conv2d/kernel": []}, "at least one"), ({"conv2d/kernel": [8]}, "0 to 7")):
+    for kept, words in (({"nowhere": [0]}, "no group"), ({"conv/kernel": []}, "at least one"), ({"conv/kernel": [8]}, "0 to 7")):
         with pytest.raises(InputError, match=words):
             net.without_channels(kept)
 

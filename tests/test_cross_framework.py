@@ -51,8 +51,11 @@ def shortened(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"steps": steps})
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("recipe", built_in())
+TEXT = ("prune-channels30", "prune50-int8", "qat-int4")  # of the recipes that train
+ARMS = [(recipe, model) for recipe in built_in() for model in MODELS if model != "torch_text" or recipe in TEXT or not Recipe.load(recipe).trains]
+
+
+@pytest.mark.parametrize(("recipe", "model"), ARMS)
 def test_the_codes_are_the_same_in_every_file(recipe, model):
     written = {}
     for exporter in FILES:

@@ -229,8 +229,11 @@ def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path, monkeypatc
         np.testing.assert_array_equal(values(resumed)[name], value, err_msg=name)
     again = trained().train(course(constraints, 30, checkpoint=path, progress=lambda *_: pytest.fail("it is done")))
     np.testing.assert_array_equal(values(again)[KERNELS[0]], values(whole)[KERNELS[0]])
-    with pytest.warns(UserWarning, match="another budget"):
-        trained().train(course(constraints, 5, checkpoint=path))
+    images, labels = digits()
+    brighter = Training({"image": 2 * images[1000:3000]}, labels[1000:3000], learning_rate=3e-3)
+    for other in (course(constraints, 30, checkpoint=path, data=brighter), course(constraints, 5, checkpoint=path)):
+        with pytest.warns(UserWarning, match="another budget"):
+            trained().train(other)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BrokenFile, match="training.safetensors"):
         trained().train(course(constraints, 5, checkpoint=path))
@@ -254,6 +257,11 @@ def test_a_training_that_diverges_keeps_finite_numbers(tmp_path):
     from safetensors.numpy import load_file
 
     assert all(np.isfinite(value).all() for value in load_file(path).values())
+
+
+def test_weights_that_the_last_step_breaks_are_never_returned():
+    with pytest.raises(TrainingError, match="is not finite after step 1 of 1"):
+        trained().train(course({}, 1, data=data(loss=lambda outputs, labels: (outputs * 0).sqrt().sum())))  # 0, with a gradient that is no number
 
 
 def test_every_epoch_takes_every_sample_once_in_an_order_of_its_own():

@@ -20,7 +20,8 @@ class Case:
     def training(self) -> Training:
         """Labels that say nothing: what is kept does not depend on what is learned."""
         outputs = [self.network.run(self.sample(i))[0] for i in range(16)]
-        return Training(self.data, np.arange(16) % np.concatenate(outputs).shape[1])
+        shape = np.concatenate(outputs).shape
+        return Training(self.data, np.arange(np.prod(shape[:-1])).reshape(shape[:-1]) % shape[-1])
 
     def sample(self, index: int = 0) -> dict[str, np.ndarray]:
         return {name: values[index : index + 1] for name, values in self.data.items()}

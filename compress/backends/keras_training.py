@@ -289,8 +289,10 @@ def train(network: KerasNetwork, course: Course) -> KerasNetwork:
 
     def save(step: int) -> None:
         values = {name: variable.numpy() for name, variable in learner.state().items()}
-        if all(np.isfinite(value).all() for value in values.values()):  # a checkpoint is good, or it is not written
-            checkpoint.write(step, values)
+        broken = next((name for name, value in values.items() if not np.isfinite(value).all()), None)
+        if broken:
+            raise TrainingError(f"{course.name}: {broken.partition('|')[0]} is not finite after step {step} of {learner.total}{learner.kept()}")
+        checkpoint.write(step, values)
 
     if not start:
         save(0)

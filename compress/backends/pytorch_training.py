@@ -279,7 +279,7 @@ def floats(outputs) -> list[torch.Tensor]:
 def train(network: PytorchNetwork, course: Course) -> PytorchNetwork:
     """A copy of the network with what its parameters learned; pruned and clustered as constrained, not yet rounded to their formats.
 
-    The model runs in evaluation mode: statistics of norms stay, nothing is dropped out. It trains on the device that it is on.
+    The model runs in evaluation mode: statistics of norms stay, nothing is dropped out.
     InputError for data and constraints that do not fit; TrainingError for a loss that is NaN or infinite. An existing checkpoint of another training is
     replaced, with a warning.
     """
@@ -291,8 +291,10 @@ def train(network: PytorchNetwork, course: Course) -> PytorchNetwork:
 
     def save(step: int) -> None:
         values = learner.state()
-        if all(np.isfinite(value).all() for value in values.values()):  # a checkpoint is good, or it is not written
-            checkpoint.write(step, values)
+        broken = next((name for name, value in values.items() if not np.isfinite(value).all()), None)
+        if broken:
+            raise TrainingError(f"{course.name}: {broken.partition('|')[0]} is not finite after step {step} of {learner.total}{learner.kept()}")
+        checkpoint.write(step, values)
 
     if not start:
         save(0)

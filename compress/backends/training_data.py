@@ -95,7 +95,7 @@ class Checkpoint:
 
 
 def fingerprint(course: Course, batches: Batches, weights: Mapping[str, np.ndarray]) -> str:
-    """Equal for the same budget, loss, constraints, data shapes, labels and first weights."""
+    """Equal for the same budget, loss, constraints, data and first weights. What a loss of one's own computes is not looked at, only its name."""
     data, loss = course.data, course.data.loss
     said = {
         "budget": course.budget.model_dump(),
@@ -107,7 +107,7 @@ def fingerprint(course: Course, batches: Batches, weights: Mapping[str, np.ndarr
     }
     digest = sha256(json.dumps(said, sort_keys=True).encode())
     fixed = [(name, array) for name, c in course.constraints.items() for array in (c.mask, c.codes) if array is not None]
-    for name, array in [*weights.items(), *fixed, ("", batches.labels)]:
+    for name, array in [*weights.items(), *fixed, *(("", array) for array in (*batches.inputs, batches.labels))]:
         digest.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
