@@ -154,6 +154,9 @@ def plan(
     small = sum(d.float_bytes for d in decided.decisions if len(d.shape) < 2 and d.format is None)
     total = sum(d.float_bytes for d in decided.decisions)
     console.print(f"Biases and norms stay in float32: {small:,} bytes. Predicted weights: {decided.size_bytes:,} of {total:,} bytes.")
+    predicted = exporters.predicted_bytes(decided, to, placed) if to else None
+    if predicted is not None:
+        console.print(f"Predicted file: {predicted:,} bytes with what {to} adds for each weight, without the model's own graph.")
     for note in network.notes:
         console.print(f"Note: {escape(note)}")
 

@@ -113,6 +113,14 @@ def placements(plan: Plan, exporter: str, framework: str, allow_float: bool = Fa
     return placed
 
 
+def predicted_bytes(plan: Plan, exporter: str, placed: dict[str, Placed]) -> int | None:
+    """About what the file will take, the model's own graph left out; None for exporters that say nothing of what they add to the plan."""
+    module = EXPORTERS.load(exporter)
+    if not hasattr(module, "overhead"):
+        return None
+    return plan.size_bytes + module.overhead([d for d in plan.compressed.values() if placed[d.name].placement != "float"], placed)
+
+
 def refuse_exotic(fmt: Format, runtime: str) -> None:
     """Refused for formats that a runtime has no operators for: codebooks, unsigned codes, float zero points, 8-bit float scales, flat blocks."""
     if isinstance(fmt, CodebookFormat) or (isinstance(fmt, IntFormat) and not fmt.plain):

@@ -1,6 +1,6 @@
 """LiteRT .tflite files with the core's own codes and scales."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from compress.artifact import Contents
 from compress.errors import ExportError, Refused
-from compress.formats import DynamicActivations, FloatFormat, Format, IntFormat, PerBlock, PerGroup, PerTensor, StaticActivations
+from compress.formats import CodebookFormat, DynamicActivations, FloatFormat, Format, IntFormat, PerAxis, PerBlock, PerGroup, PerTensor, StaticActivations
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from compress.samples import samples
@@ -37,6 +37,28 @@ def place(decision: Decision, framework: str) -> Placed:
         raise Refused(lacking)
     rows = decision.kind == "embedding" and rows_are_whole(decision.format, decision.shape)
     return Placed("decoded", f"{UNPACKED_ROWS if rows else UNPACKED}; {lacking}")
+
+
+OPERATORS = 750  # bytes of operators, names and metadata for each compressed weight, as measured
+DECODING = {"codebook": 2200, "double": 1400}  # and of the operators that decode a codebook, and scales that are codes
+
+
+def overhead(decisions: Iterable[Decision], placed: Mapping[str, Placed]) -> int:
+    """Bytes that a file has for these weights beside the plan's: graph, and what LiteRT demands.
+
+    It wants an int64 zero point for each scale of a channel, also where all are 0 (equal vectors are stored once), and a scale for each int32 bias.
+    """
+    total, zeros = 0, set()
+    for decision in decisions:
+        fmt = decision.format
+        total += OPERATORS
+        if isinstance(fmt, CodebookFormat):
+            total += DECODING["codebook"] + (DECODING["double"] if fmt.double else 0)
+        if isinstance(fmt, IntFormat) and isinstance(fmt.granularity, PerAxis):
+            zeros.add(decision.shape[0])
+        if isinstance(decision.activations, StaticActivations):
+            total += 4 * decision.shape[0]
+    return total + 8 * sum(zeros)
 
 
 def rows_are_whole(fmt: Format, shape: tuple[int, ...]) -> bool:

@@ -4,13 +4,14 @@
 among it, is stored in its own bits and expanded to float when the file is loaded.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from compress.artifact import Contents
 from compress.errors import ExportError, Refused
-from compress.formats import StaticActivations
+from compress.formats import CodebookFormat, StaticActivations
 from compress.numerics import Encoded
 from compress.pipeline import Compressed
 from compress.plan import Decision
@@ -25,6 +26,22 @@ STATIC_NOTES = (
     "activations are stored as uint8 (the core's asymmetric int8 plus 128): ONNX Runtime's x86 kernels multiply uint8 by int8",
     "softmax, normalization, GELU and products of two activations stay in float; sums of float tensors read the tensors before they are quantized",
 )
+
+
+OPERATORS = 300  # bytes of nodes, names and metadata for each compressed weight, as measured
+DECODING = {"codebook": 500, "double": 1000}  # and of the nodes that decode a codebook, and scales that are codes
+
+
+def overhead(decisions: Iterable[Decision], placed: Mapping[str, Placed]) -> int:
+    """Bytes that a file has for these weights beside the plan's."""
+    extra = 0
+    for decision in decisions:
+        extra += OPERATORS
+        if isinstance(decision.format, CodebookFormat) and placed[decision.name].placement == "decoded":
+            extra += DECODING["codebook"]
+        if isinstance(decision.format, CodebookFormat) and decision.format.double:
+            extra += DECODING["double"]
+    return extra
 
 
 def place(decision: Decision, framework: str) -> Placed:

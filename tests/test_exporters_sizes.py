@@ -10,7 +10,7 @@ from compress.backends import open_model
 torch = pytest.importorskip("torch")
 
 DATA = np.random.default_rng(3).normal(size=(8, 512)).astype(np.float32)
-WITHIN = {
+WITHIN = {  # of the plan alone
     (".onnx", "int8-static"): 0.01,
     (".onnx", "int4-group32"): 0.01,
     (".onnx", "kmeans16"): 0.01,
@@ -35,4 +35,7 @@ def test_files_are_as_large_as_planned(suffix, recipe, network, tmp_path):
     small = compress(network, recipe, calibration=calibration)
     ledger = exporters.export(small, tmp_path / f"m{suffix}").ledger
     assert abs(ledger.file_bytes - small.plan.size_bytes) <= WITHIN[suffix, recipe] * small.plan.size_bytes
+    placed = exporters.placements(small.plan, suffix[1:], "pytorch")
+    predicted = exporters.predicted_bytes(small.plan, suffix[1:], placed)
+    assert abs(ledger.file_bytes - predicted) <= 0.01 * predicted
     assert min(ledger.payload, ledger.scales, ledger.graph) > 0 and ledger.zero_points >= 0  # what tensors share counts once
