@@ -198,11 +198,11 @@ def show_artifact(artifact) -> None:
 
     contents, ledger = artifact.contents, artifact.ledger
     rows = [
-        (t.name, "x".join(map(str, t.shape)) or "scalar", t.dtype, t.placement + (f": {t.reason}" if t.reason else ""), f"{t.size_bytes:,}")
+        (t.name, "x".join(map(str, t.shape)) or "scalar", t.dtype, *values_words(t), t.placement + (f": {t.reason}" if t.reason else ""), f"{t.size_bytes:,}")
         for t in sorted(contents.tensors, key=lambda t: -t.size_bytes)
         if t.placement != "float" or t.size_bytes >= 1024
     ]
-    print_rows(artifact.path.name, ["tensor", "shape", "stored as", "placement", "bytes"], rows)
+    print_rows(artifact.path.name, ["tensor", "shape", "stored as", "zeros", "values", "placement", "bytes"], rows)
     hidden = len(contents.tensors) - len(rows)
     if hidden:
         console.print(f"and {hidden} float tensors under 1 KiB")
@@ -213,8 +213,16 @@ def show_artifact(artifact) -> None:
     console.print(f"{ledger.file_bytes:,} bytes ({deflated_bytes(artifact.path):,} deflated); {made}")
     parts = ("payload", "scales", "zero_points", "float_bytes", "graph")
     console.print("Ledger: " + ", ".join(f"{part.replace('_', ' ')} {getattr(ledger, part):,}" for part in parts))
+    for name, claims in contents.metadata.get("kept", {}).items():
+        console.print(f"Kept: {escape(name)}: {escape('; '.join(claims))}")
     for note in artifact.notes:
         console.print(f"Note: {escape(note)}")
+
+
+def values_words(tensor) -> tuple[str, str]:
+    """Share of zeros, and how many different values or codes."""
+    zeros = "" if tensor.zeros is None else f"{tensor.zeros:.0%}"
+    return zeros, str(tensor.distinct) if tensor.distinct is not None else ">256" if tensor.zeros is not None else ""
 
 
 @app.command()

@@ -4,6 +4,7 @@ import hashlib
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +29,34 @@ class StoredTensor:
     scales: np.ndarray | None = field(default=None, repr=False)  # float32 like Encoded.scales, times its global scale where it has one
     zero_points: np.ndarray | None = field(default=None, repr=False)  # like scales; None where every zero point is 0
     codebook: np.ndarray | None = field(default=None, repr=False)  # float32 like Encoded.codebook, or [entries] of a table with a name that the file holds
+    zeros: float | None = None  # share of the values that are 0; None where the file's values are not looked at
+    distinct: int | None = None  # different values of a float tensor, or codes in use; None where they are more than 256
 
     @property
     def size_bytes(self) -> int:
         return self.payload_bytes + self.scale_bytes + self.zero_point_bytes
+
+
+def spread(values: np.ndarray) -> dict[str, Any]:
+    """`zeros` and `distinct` of a float tensor."""
+    flat = values.ravel()
+    many = len(np.unique(flat[:1024])) > 256 or len(found := np.unique(flat)) > 256
+    return {"zeros": float((flat == 0).mean()) if flat.size else None, "distinct": None if many else len(found)}
+
+
+def counted(tensor: StoredTensor) -> StoredTensor:
+    """The tensor with `zeros` and `distinct` from its codes, where it has some."""
+    codes = tensor.codes
+    if codes is None or tensor.zeros is not None or not codes.size or codes.dtype.kind not in "iu":
+        return tensor
+    used = len(np.unique(codes))
+    if tensor.codebook is not None:
+        zero = tensor.codebook[codes] == 0 if tensor.codebook.ndim == 1 else None
+    elif tensor.zero_points is None:
+        zero = codes == 0
+    else:
+        zero = codes == tensor.zero_points if tensor.zero_points.ndim == 0 else None
+    return replace(tensor, zeros=None if zero is None else float(zero.mean()), distinct=used if used <= 256 else None)
 
 
 @dataclass(frozen=True)

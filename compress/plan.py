@@ -100,7 +100,7 @@ def decide(weight: Weight, recipe: Recipe) -> Decision:
         activations, size = quantize.activations if quantize else None, predicted_bytes(weight.value.shape, fmt)
         return Decision(**rest, **done, format=fmt, activations=activations, reason="; ".join(stuck), size_bytes=size)
     nothing = "no step of the recipe selects it" if recipe.steps else "the recipe has no steps"
-    return Decision(**rest, **left, **done, reason="; ".join(stuck) or (f"{prune} zeros are stored as floats" if prune else nothing))
+    return Decision(**rest, **left, **done, reason="; ".join(stuck) or (f"{prune}: its zeros are stored as floats" if prune else nothing))
 
 
 def plan(weights: Mapping[str, Weight], recipe: Recipe) -> Plan:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from compress.artifact import Artifact, Contents, Ledger, StoredTensor, file_hash
+from compress.artifact import Artifact, Contents, Ledger, StoredTensor, counted, file_hash
 from compress.errors import BrokenFile, ExportError, Refused
 from compress.formats import CodebookFormat, Format, IntFormat
 from compress.numerics.codebooks import levels
@@ -88,9 +88,17 @@ def metadata(small: Compressed, exporter: str, stored: dict[str, dict[str, Any]]
             "recipe_id": recipe.id,
             "inputs": [[spec.name, list(spec.shape), spec.dtype] for spec in small.network.inputs],
             "tensors": stored,
+            **({"kept": proven(small)} if small.kept else {}),
         },
         separators=(",", ":"),
     )
+
+
+def proven(small: Compressed) -> dict[str, list[str]]:
+    """What the recipe's steps promise of each tensor, as it was last measured."""
+    last = {(k.tensor, k.claim): f"{k.claim}: {k.measured} after {k.after}" for k in small.kept}
+    names = dict.fromkeys(name for name, _ in last)
+    return {name: [words for (tensor, _), words in last.items() if tensor == name] for name in names}
 
 
 def placements(plan: Plan, exporter: str, framework: str, allow_float: bool = False) -> dict[str, Placed]:
@@ -176,6 +184,7 @@ def inspect(path: str | os.PathLike) -> Artifact:
 
 def describe(path: Path, exporter: str, contents: Contents, notes: tuple[str, ...]) -> Artifact:
     told = contents.metadata
+    contents = replace(contents, tensors=tuple(map(counted, contents.tensors)))
     return Artifact(path, exporter, told.get("recipe", ""), told.get("recipe_id", ""), contents, Ledger.of(path, contents.tensors), notes, file_hash(path))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.artifact import Contents, StoredTensor
+from compress.artifact import Contents, StoredTensor, spread
 from compress.errors import BrokenFile
 from compress.network import InputSpec
 from compress.numerics.storing import FORMAT, from_arrays
@@ -131,6 +131,7 @@ def stored(model: Any, place: tflite_file.Place, name: str, reason: str, layout:
     payload, scale_bytes, zero_bytes = (0, 0, 0) if bare else sizes(model, place, counted)
     facts = {"payload_bytes": payload, "scale_bytes": scale_bytes, "zero_point_bytes": zero_bytes}
     if place.dtype == "float32":
+        facts |= spread(tflite_file.values(model, place)) if tflite_file.is_dense(place) else {}
         return StoredTensor(name, place.name, layout.canonical if layout else place.shape, place.dtype, "float", reason, **facts)
     codes = tflite_file.values(model, place) if tflite_file.is_dense(place) else None
     codes = None if codes is None else np.array(layout.to_canonical(codes) if layout else codes)  # a copy: the file's bytes are not kept

@@ -10,7 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
-from compress.artifact import Contents, StoredTensor
+from compress.artifact import Contents, StoredTensor, spread
 from compress.errors import BrokenFile
 from compress.formats import FloatFormat, Format, IntFormat
 from compress.network import InputSpec
@@ -150,7 +150,8 @@ def plain(tensor: TensorProto, readers: set[str]) -> StoredTensor:
     dtype = dtype_name(tensor.data_type)
     narrow = dtype in BITS or dtype in ("int8", "uint8", "int16", "uint16", "int32", "float16", "bfloat16") or dtype.startswith("float8")
     placement = "float" if not narrow else "native" if readers & INTEGER or dtype == "int32" else "decoded"
-    return StoredTensor(tensor.name, tensor.name, tuple(tensor.dims), dtype, placement, payload_bytes=byte_size(tensor))
+    facts = spread(numpy_helper.to_array(tensor)) if dtype == "float32" else {}
+    return StoredTensor(tensor.name, tensor.name, tuple(tensor.dims), dtype, placement, payload_bytes=byte_size(tensor), **facts)
 
 
 def stored_tensors(told: dict, constants: dict[str, TensorProto], path: Path) -> tuple[tuple[StoredTensor, ...], set[str]]:
@@ -170,7 +171,8 @@ def in_float(name: str, about: dict, constants: dict[str, TensorProto]) -> Store
     if not about["file_name"]:  # the graph does not use it
         return StoredTensor(name, "", (), "none", "float", about["reason"])
     tensor = constants[about["file_name"]]
-    return StoredTensor(name, tensor.name, tuple(tensor.dims), dtype_name(tensor.data_type), "float", about["reason"], byte_size(tensor))
+    facts = spread(numpy_helper.to_array(tensor))
+    return StoredTensor(name, tensor.name, tuple(tensor.dims), dtype_name(tensor.data_type), "float", about["reason"], byte_size(tensor), **facts)
 
 
 def compressed(name: str, about: dict, constants: dict[str, TensorProto]) -> StoredTensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.artifact import Contents, StoredTensor
+from compress.artifact import Contents, StoredTensor, spread
 from compress.errors import BrokenFile
 from compress.formats import CodebookFormat, FloatFormat, Format, PerTensor
 from compress.network import InputSpec
@@ -133,7 +133,8 @@ def tensors(raws: Mapping[str, Raw], told: Mapping[str, Any]):
         name, reason = float_names.get(item.name, (item.name, ""))
         foreign = not told and item.dtype in ("int8", "uint8", "float16", "bfloat16", "pickled")
         reason = "not written by compresskit: how its operators use it is not known" if foreign else reason
-        yield StoredTensor(name, item.name, item.shape, item.dtype, "decoded" if foreign else "float", reason, item.nbytes)
+        facts = spread(item.value) if item.dtype == "float32" else {}
+        yield StoredTensor(name, item.name, item.shape, item.dtype, "decoded" if foreign else "float", reason, item.nbytes, **facts)
 
 
 def small_tensor(name: str, entry: Mapping[str, Any], raws: Mapping[str, Raw]) -> StoredTensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from compress.artifact import Contents, StoredTensor
+from compress.artifact import Contents, StoredTensor, spread
 from compress.errors import BrokenFile, InputError, Refused
 from compress.network import InputSpec
 from compress.numerics import Encoded
@@ -116,4 +116,5 @@ def stored_tensors(raws: dict[str, Raw], told: dict[str, Any]):
             reason = entries.get(name, {}).get("reason", "")
             foreign = not told and raw.name not in ("float32", "float64")
             reason = "not written by compresskit: what its numbers mean is not known" if foreign else reason
-            yield StoredTensor(name, name, raw.value.shape, raw.name, "decoded" if foreign else "float", reason, raw.value.nbytes)
+            facts = spread(raw.value) if raw.name == "float32" else {}
+            yield StoredTensor(name, name, raw.value.shape, raw.name, "decoded" if foreign else "float", reason, raw.value.nbytes, **facts)
