@@ -49,14 +49,14 @@ def counted(tensor: StoredTensor) -> StoredTensor:
     codes = tensor.codes
     if codes is None or tensor.zeros is not None or not codes.size or codes.dtype.kind not in "iu":
         return tensor
-    used = len(np.unique(codes))
+    used = np.count_nonzero(np.bincount(codes.ravel().view(np.uint8), minlength=256)) if codes.dtype.itemsize == 1 else len(np.unique(codes))
     if tensor.codebook is not None:
         zero = tensor.codebook[codes] == 0 if tensor.codebook.ndim == 1 else None
     elif tensor.zero_points is None:
         zero = codes == 0
     else:
         zero = codes == tensor.zero_points if tensor.zero_points.ndim == 0 else None
-    return replace(tensor, zeros=None if zero is None else float(zero.mean()), distinct=used if used <= 256 else None)
+    return replace(tensor, zeros=None if zero is None else float(zero.mean()), distinct=int(used) if used <= 256 else None)
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,9 @@ def forget_unread(model: Any) -> None:
 
 def serialized(model: Any) -> bytes:
     """A ModelT as a file, buffers inside the flatbuffer."""
+    for buffer in model.buffers:
+        if buffer.data is not None and not isinstance(buffer.data, np.ndarray):  # bytes would be packed one by one
+            buffer.data = np.frombuffer(buffer.data, np.uint8)
     builder = Sharing(sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None) + SPARE)
     builder.Finish(model.Pack(builder), file_identifier=MARK)
     return bytes(builder.Output())
