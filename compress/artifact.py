@@ -44,19 +44,28 @@ def spread(values: np.ndarray) -> dict[str, Any]:
     return {"zeros": float((flat == 0).mean()) if flat.size else None, "distinct": None if many else len(found)}
 
 
+def codes_in_use(codes: np.ndarray) -> int | None:
+    """How many different codes there are, None for more than 256."""
+    if codes.dtype.itemsize == 1:
+        used = np.zeros(256, bool)
+        used[codes.ravel().view(np.uint8)] = True
+        return int(used.sum())
+    return spread(codes)["distinct"]
+
+
 def counted(tensor: StoredTensor) -> StoredTensor:
     """The tensor with `zeros` and `distinct` from its codes, where it has some."""
     codes = tensor.codes
     if codes is None or tensor.zeros is not None or not codes.size or codes.dtype.kind not in "iu":
         return tensor
-    used = np.count_nonzero(np.bincount(codes.ravel().view(np.uint8), minlength=256)) if codes.dtype.itemsize == 1 else len(np.unique(codes))
+    used = codes_in_use(codes)
     if tensor.codebook is not None:
         zero = tensor.codebook[codes] == 0 if tensor.codebook.ndim == 1 else None
     elif tensor.zero_points is None:
-        zero = codes == 0
+        return replace(tensor, zeros=1 - np.count_nonzero(codes) / codes.size, distinct=used)
     else:
         zero = codes == tensor.zero_points if tensor.zero_points.ndim == 0 else None
-    return replace(tensor, zeros=None if zero is None else float(zero.mean()), distinct=int(used) if used <= 256 else None)
+    return replace(tensor, zeros=None if zero is None else float(zero.mean()), distinct=used)
 
 
 @dataclass(frozen=True)

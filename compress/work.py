@@ -141,12 +141,11 @@ class Work:
     def checked(self, index: int, values: Mapping[str, np.ndarray] | None = None) -> "Work":
         """Proves on the network's values, or on the given ones, what the steps up to `index` promise. BrokenInvariant names tensor and step."""
         found = []
-        for decision in self.plan.decisions:
-            promised = [self.recipe.steps[i] for i in decision.steps if i <= index]
-            if not promised or (values is not None and decision.name not in values):
-                continue
-            value = values[decision.name] if values is not None else self.network.weights()[decision.name].value
-            for step in promised:
+        promises = [d for d in self.plan.decisions if (d.prune or d.cluster) and (values is None or d.name in values)]
+        values = values if values is not None or not promises else self.values(d.name for d in promises)
+        for decision in promises:
+            value = values[decision.name]
+            for step in (self.recipe.steps[i] for i in decision.steps if i <= index):
                 for claim, measured, reason in step.holds(value, self.masks.get(decision.name)):
                     if reason:
                         raise BrokenInvariant(f"{decision.name}: {claim} does not hold after {self.label(index)}: {reason}")
