@@ -100,6 +100,8 @@ def decide(weight: Weight, recipe: Recipe) -> Decision:
         activations, size = quantize.activations if quantize else None, predicted_bytes(weight.value.shape, fmt)
         return Decision(**rest, **done, format=fmt, activations=activations, reason="; ".join(stuck), size_bytes=size)
     nothing = "no step of the recipe selects it" if recipe.steps else "the recipe has no steps"
+    if "channels" in taken:
+        nothing = f"{recipe.steps[taken['channels']]}: the shapes here are those before channels are taken out of layers; what stays is float"
     return Decision(**rest, **left, **done, reason="; ".join(stuck) or (f"{prune}: its zeros are stored as floats" if prune else nothing))
 
 

@@ -18,7 +18,7 @@ from compress.backends.keras_layouts import Slot, walk
 from compress.backends.keras_network import KerasNetwork
 from compress.backends.keras_objective import Objective
 from compress.backends.keras_observing import Wrapper, wrapped
-from compress.backends.training_data import Batches, Checkpoint
+from compress.backends.training_data import Batches, Checkpoint, advice
 from compress.errors import InputError, TrainingError
 from compress.formats import Activations, StaticActivations
 from compress.numerics import encode
@@ -242,17 +242,14 @@ class Learner:
             scalars = [tf.constant(value, tf.float32) for value in (decayed, BETA_1 ** (step + 1), BETA_2 ** (step + 1))]
             loss = float(self.compiled([tf.constant(tensor) for tensor in tensors], tf.constant(labels), *scalars))
             if not math.isfinite(loss):
-                raise TrainingError(f"{self.course.name}: the loss is {loss} at step {step + 1} of {self.total}; {self.culprit(tensors)}{self.kept()}")
+                raise TrainingError(
+                    f"{self.course.name}: the loss is {loss} at step {step + 1} of {self.total}; {self.culprit(tensors)}{advice(self.course.checkpoint)}"
+                )
             if self.course.progress:
                 self.course.progress(step + 1, self.total, loss)
             if step + 1 == self.total or monotonic() - saved > SAVE_SECONDS:
                 save(step + 1)
                 saved = monotonic()
-
-    def kept(self) -> str:
-        path = self.course.checkpoint
-        advice = ". A smaller learning rate often helps"
-        return f"{advice}; the last good checkpoint is kept in {path}" if path else advice
 
     def culprit(self, tensors: list[np.ndarray]) -> str:
         """The first layer whose outputs are not finite, in the order of the model's calls."""
@@ -288,11 +285,7 @@ def train(network: KerasNetwork, course: Course) -> KerasNetwork:
         variable.assign(arrays[name])
 
     def save(step: int) -> None:
-        values = {name: variable.numpy() for name, variable in learner.state().items()}
-        broken = next((name for name, value in values.items() if not np.isfinite(value).all()), None)
-        if broken:
-            raise TrainingError(f"{course.name}: {broken.partition('|')[0]} is not finite after step {step} of {learner.total}{learner.kept()}")
-        checkpoint.write(step, values)
+        checkpoint.write(step, {name: variable.numpy() for name, variable in learner.state().items()})
 
     if not start:
         save(0)

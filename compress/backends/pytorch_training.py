@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from compress.backends.pytorch_network import PytorchNetwork, canonical, flatten, framework_layout, tensor_of
-from compress.backends.training_data import Batches, Checkpoint, check_labels
+from compress.backends.training_data import Batches, Checkpoint, advice, check_labels
 from compress.encoding import encode
 from compress.errors import InputError, TrainingError
 from compress.formats import Activations, Format, StaticActivations
@@ -199,7 +199,9 @@ class Learner:
             self.adam.zero_grad()
             loss = self.loss(tensors, torch.from_numpy(labels).to(self.device))
             if not math.isfinite(value := loss.item()):
-                raise TrainingError(f"{course.name}: the loss is {value} at step {step + 1} of {self.total}; {self.culprit(tensors)}{self.kept()}")
+                raise TrainingError(
+                    f"{course.name}: the loss is {value} at step {step + 1} of {self.total}; {self.culprit(tensors)}{advice(course.checkpoint)}"
+                )
             loss.backward()
             self.learn(step)
             if course.progress:
@@ -217,11 +219,6 @@ class Learner:
         self.adam.step()
         for p in self.parts:
             p.hold()
-
-    def kept(self) -> str:
-        path = self.course.checkpoint
-        advice = ". A smaller learning rate often helps"
-        return f"{advice}; the last good checkpoint is kept in {path}" if path else advice
 
     @torch.no_grad()
     def culprit(self, tensors: list[torch.Tensor]) -> str:
@@ -290,11 +287,7 @@ def train(network: PytorchNetwork, course: Course) -> PytorchNetwork:
         learner.restore(start, arrays)
 
     def save(step: int) -> None:
-        values = learner.state()
-        broken = next((name for name, value in values.items() if not np.isfinite(value).all()), None)
-        if broken:
-            raise TrainingError(f"{course.name}: {broken.partition('|')[0]} is not finite after step {step} of {learner.total}{learner.kept()}")
-        checkpoint.write(step, values)
+        checkpoint.write(step, learner.state())
 
     if not start:
         save(0)

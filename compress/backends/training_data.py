@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import BrokenFile, InputError
+from compress.errors import BrokenFile, InputError, TrainingError
 from compress.network import InputSpec, Network
 from compress.samples import Data, arrays, samples
 from compress.training import Course
@@ -63,6 +63,7 @@ class Checkpoint:
 
     def __init__(self, course: Course, batches: Batches, weights: Mapping[str, np.ndarray]):
         self.path: Path | None = course.checkpoint
+        self.total = course.budget.total(batches.samples)
         self.name, self.training = course.name, fingerprint(course, batches, weights) if course.checkpoint else ""
 
     def read(self, names: set[str]) -> tuple[int, dict[str, np.ndarray]]:
@@ -83,7 +84,10 @@ class Checkpoint:
         return int(header["step"]), found
 
     def write(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        """Replaces the file in one move, so that there is a whole one at any time."""
+        """Replaces the file in one move, so that there is a whole one at any time. TrainingError for a number that is not finite: a checkpoint is good."""
+        broken = next((name for name, value in values.items() if not np.isfinite(value).all()), None)
+        if broken:
+            raise TrainingError(f"{self.name}: {broken.partition('|')[0]} is not finite after step {step} of {self.total}{advice(self.path)}")
         if self.path is None:
             return
         from safetensors.numpy import save_file
@@ -92,6 +96,12 @@ class Checkpoint:
         part = self.path.with_suffix(".part")
         save_file({name: np.ascontiguousarray(value) for name, value in values.items()}, part, {"training": self.training, "step": str(step)})
         os.replace(part, self.path)
+
+
+def advice(checkpoint: Path | None) -> str:
+    """How an error about a training that diverged ends."""
+    kept = f"; the last good checkpoint is kept in {checkpoint}" if checkpoint else ""
+    return f". A smaller learning rate often helps{kept}"
 
 
 def fingerprint(course: Course, batches: Batches, weights: Mapping[str, np.ndarray]) -> str:
