@@ -47,10 +47,11 @@ Division = Literal["true", "reciprocal"]  # x / scale, or x * (1 / scale) in flo
 CodesFrom = Literal["stored", "exact"]  # codes follow from the scale as stored, or from the float32 one before that (GGUF)
 ScaleDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0"]  # e8m0: powers of two, rounded up in integer formats
 
-SmallScale = Literal["one", "keep", "normal", "eps"]
+SmallScale = Literal["one", "typical", "keep", "normal", "eps"]
 """What becomes of a scale below 2^-126, the smallest normal float32, and of the scale of zeros.
 
 one      1, with codes of 0: decoding multiplies by no subnormal number, which kernels that flush those to zero take as 0
+typical  2^-12, likewise: integer kernels round a bias to steps of input scale * weight scale, coarse ones with 1, and XNNPACK refuses large ratios
 keep     it stays; 1 for zeros. Where 1 / scale overflows, `reciprocal` codes saturate, as the library's own do
 normal   2^-126, for zeros too; codebooks of scaling mx_* keep a scale of 2^-127 and divide by 2^-126, of mx_rceil by 1: torchao
 eps      any scale below 2^-23 is raised to that                                                       torchao int8, PyTorch's observers
@@ -138,7 +139,7 @@ class IntFormat:
     percentile: float = 99.9  # the share of values that stay in range; fit "percentile" only
     division: Division = "true"
     codes_from: CodesFrom = "stored"
-    small_scale: SmallScale = "one"
+    small_scale: SmallScale = "typical"
     arithmetic: Arithmetic = "float32"
     type: Literal["int"] = "int"
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from compress import __version__
 from evaluators.environment import versions
-from evaluators.sources import fingerprint
 from evaluators.store import Piece, identity
 from evaluators.study import Label, Planned
 
@@ -75,7 +74,7 @@ def exported(run: Any, lane: Lane, arms: list[tuple[Planned, Column]]) -> Piece:
     folder, (calibration, _) = run.study.folder, run.study.data(arm.model)
     reference = run.study.models[arm.model].open
     training = run.study.lessons(arm.model) if arm.recipe.trains else (None, 0.0)
-    made_of = fingerprint(reference, folder), fingerprint(calibration, folder), *((fingerprint(training[0], folder), training[1]) if training[0] else ())
+    made_of = run.contents[reference], run.contents.get(calibration, []), *((run.contents[training[0]], training[1]) if training[0] else ())
     name = f"{arm.model}.{arm.recipe.name}.{column.exporter}{column.suffix}"
     key = identity("export", made_of, name, arm.recipe.id, column.exporter, run.export, versions(), __version__)
     piece = run.store.settled(key)

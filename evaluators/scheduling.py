@@ -54,6 +54,8 @@ class Run:
         self.guard, self.stopping, self.workers = threading.Lock(), threading.Event(), set[Worker]()
         self.waiting: list[tuple[int, Ready]] = []  # a heap of arms that have an artifact and no answers yet, by their place in the study
         self.ready: dict[str, Ready] = {}
+        # before any thread: CPython below 3.11.8 counts the depth of all threads' parsers in one place (python/cpython#106905), np.load's among them
+        self.contents = {reference: fingerprint(reference, study.folder) for reference in study.references()}
         store.keep_arms({arm.id: self.described(arm) for arm in arms})
         for left in (store.folder / ARTIFACTS).glob(".*-*"):  # half-written files of a run that was killed
             shutil.rmtree(left)
@@ -171,7 +173,7 @@ class Run:
 
     def data(self, model: str) -> Piece:
         reference = self.study.data(model)[1]
-        key = identity("data", fingerprint(reference, self.study.folder), self.study.samples)
+        key = identity("data", self.contents[reference], self.study.samples)
         place = self.store.folder / "data" / key
         piece = self.store.settled(key)
         if piece and piece.status == "done" and is_whole(place, piece.facts["files"]):

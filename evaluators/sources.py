@@ -4,7 +4,6 @@ import ast
 import hashlib
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
 
 from compress.artifact import file_hash
 from compress.errors import InputError
@@ -41,13 +40,9 @@ def source_file(place: str, folder: Path) -> Path | None:
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
 
-PARSING = Lock()  # CPython before 3.11.8 and 3.12.2 counts the depth of all threads' parsers in one place (python/cpython#106905)
-
-
 def parsed(path: Path) -> ast.Module:
     try:
-        with PARSING:
-            return ast.parse(path.read_text(encoding="utf-8"))
+        return ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
         raise InputError(f"{path.name} is not valid Python, line {error.lineno}: {error.msg}") from error
 

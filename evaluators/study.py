@@ -125,10 +125,8 @@ class Study(Document):
 
     def look_up(self) -> None:
         """Checks every reference, recipe, runtime and target without running any of their code."""
-        for model in self.models.values():
-            for reference in (model.open, model.calibration or self.calibration, model.test or self.test, model.training or self.training):
-                if reference is not None:
-                    check(reference, self.folder)
+        for reference in self.references():
+            check(reference, self.folder)
         recipes = self.loaded_recipes()
         trains = [recipe.name for recipe in recipes if recipe.trains]
         untaught = [name for name, model in self.models.items() if not (model.training or self.training)]
@@ -139,6 +137,11 @@ class Study(Document):
             raise RecipeError(f"recipes: two of them have the same name: {', '.join(names)}")
         for target in self.targets:
             TARGETS.name(target)
+
+    def references(self) -> list[str]:
+        """Everything that its models are made, calibrated, trained and tested with."""
+        found = [name for model in self.models for name in (self.models[model].open, *self.data(model), self.lessons(model)[0])]
+        return list(dict.fromkeys(filter(None, found)))
 
     def loaded_recipes(self) -> list[Recipe]:
         return [Recipe.load(self.folder / name if name.endswith((".yaml", ".yml")) else name) for name in self.recipes]

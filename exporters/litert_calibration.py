@@ -25,8 +25,9 @@ class Calibrated:
     masks: frozenset[str]
 
     def statistics(self) -> dict[str, dict[str, np.ndarray]]:
-        """In litert-quantizer's form."""
-        return {name: {"min": np.float32(found.low), "max": np.float32(found.high)} for name, found in self.ranges.items()}
+        """In litert-quantizer's form. Always 0, which any scale holds, counts as up to 1: XNNPACK refuses the tiny scale that would follow."""
+        ends = {name: (found.low, found.high if found.high > found.low else 1.0) for name, found in self.ranges.items()}
+        return {name: {"min": np.float32(low), "max": np.float32(high)} for name, (low, high) in ends.items()}
 
 
 def with_decoded(model: Any, given: Mapping[str, Given]) -> bytes:

@@ -102,6 +102,21 @@ def test_built_in_recipes(exporter, recipe, name):
         assert 10 * np.log10(signal / max(error, 1e-30)) > floor, runtime
 
 
+@pytest.mark.parametrize("zeros", ["a layer", "a channel"])
+@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch"])
+def test_weights_that_pruning_left_all_zero(exporter, zeros, tmp_path):
+    """What follows a layer of zeros is its bias, whose range may be tiny: integer kernels must take the ratio of the scales all the same."""
+    given = case("keras_cnn")
+    values = {name: weight.value.copy() for name, weight in given.network.weights().items()}
+    values["dense/kernel"][slice(None) if zeros == "a layer" else 0] = 0
+    values["dense/kernel"] *= np.float32(1e-4)
+    small = compress(given.network.with_weights(values), "int8-static", calibration=given.data)
+    artifact = exporters.export(small, tmp_path / f"zeros{exporters.EXPORTERS.load(exporter).SUFFIX}", exporter)
+    for runtime in runtimes_of(exporter):
+        for got, expected in zip(runs(artifact, runtime, "keras_cnn"), reference(small, "keras_cnn"), strict=True):
+            np.testing.assert_allclose(got, expected, atol=0.02 * np.abs(expected).max() + 1e-6)
+
+
 def scheme(fmt, activations=None) -> Recipe:
     return Recipe(name="scheme", steps=(Quantize(weights=fmt, activations=activations),))
 

@@ -13,7 +13,7 @@ from compress.numerics import encode as encode_array
 from compress.numerics.codebooks import MANTISSA_BITS, Levels, levels
 from compress.numerics.encoded import checked
 from compress.numerics.ledger import TensorLedger
-from compress.numerics.scales import E4M3_LARGEST, E4M3_SMALLEST, SMALLEST_SCALE, TINY
+from compress.numerics.scales import E4M3_LARGEST, E4M3_SMALLEST, REPLACED, SMALLEST_SCALE, TINY
 from compress.numerics.scaling import GRID, LARGEST, SMALLEST, ScaleCodes, check_levels, grid_codes
 
 ARRAYS = ("codes", "scales", "zero_points", "codebook")
@@ -115,7 +115,7 @@ def fit(rows: torch.Tensor, fmt: IntFormat) -> tuple[torch.Tensor, torch.Tensor 
         return scale, round_to(low - bottom / scale, fmt.rounding).clamp(low, high)
     exact = (top - bottom) / (high - low)
     scale = stored(exact, fmt.working_dtype, fmt.small_scale)
-    exact = exact if fmt.small_scale in ("one", "keep") else raised(exact, fmt.small_scale)
+    exact = exact if fmt.small_scale in (*REPLACED, "keep") else raised(exact, fmt.small_scale)
     return scale, rounded(low - bottom / scale if fmt.zero_point == "float" else bottom - low * exact, fmt.working_dtype)
 
 
@@ -279,11 +279,11 @@ def raised(scale: torch.Tensor, small: str) -> torch.Tensor:
 
 
 def stored(scale: torch.Tensor, dtype: str, small: str = "one") -> torch.Tensor:
-    if small != "one":
+    if small not in REPLACED:
         return rounded(raised(scale, small), dtype)
     smallest = {"float16": float(np.finfo(np.float16).smallest_normal), "float8_e4m3": E4M3_SMALLEST}.get(dtype, float(TINY))
     kept = rounded(scale, dtype)
-    return torch.where(scale.abs() < float(TINY), 1.0, torch.where(kept.abs() < smallest, smallest, kept))
+    return torch.where(scale.abs() < float(TINY), max(REPLACED[small], smallest), torch.where(kept.abs() < smallest, smallest, kept))
 
 
 def join(pieces: tuple, shape: tuple[int, ...]) -> torch.Tensor:

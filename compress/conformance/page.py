@@ -34,7 +34,8 @@ Two columns need a word:
   with what the notes name, as `arithmetic` (all of it) or `scale_dtype` (the scale alone). Decoded values: a product is rounded before an offset is added.
   Everything that is exported decodes in float32.
 - **subnormal scale**: values up to 4e-38, whose scales are below 2^-126, the smallest normal float32. A format's `small_scale` says what becomes of those:
-  `one` (the default) writes a scale of 1 and codes of 0, since a kernel that flushes such scales to zero would decode nothing else; presets named after
+  codes of 0 and a scale of 1 (`one`, the default of codebooks) or 2^-12 (`typical`, that of integers), since a kernel that flushes such scales to zero
+  would decode nothing else; presets named after
   a library do as it does (`keep`, `normal`, `eps`).
 """
 

@@ -8,6 +8,7 @@ from compress.numerics.rounding import round_to
 
 TINY = np.finfo(np.float32).tiny
 SMALLEST_SCALE = {"normal": TINY, "eps": np.finfo(np.float32).eps}
+REPLACED = {"one": 1.0, "typical": 2.0**-12}  # what becomes of scales below the normal range
 E4M3_LARGEST, E4M3_SMALLEST = 448.0, 2.0**-9
 
 
@@ -47,23 +48,24 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def stored(scale: np.ndarray, dtype: str, small: SmallScale = "one") -> np.ndarray:
-    """float32 scales as the storage dtype holds them. `one`: a scale of 0 becomes 1, one below the dtype's range its smallest normal value."""
-    if small != "one":
+    """float32 scales as the storage dtype holds them. `one` and `typical`: those below the dtype's range become its smallest normal value."""
+    if small not in REPLACED:
         return rounded(raised(scale, small), dtype)
     smallest = {"float16": np.finfo(np.float16).smallest_normal, "float8_e4m3": E4M3_SMALLEST}.get(dtype, TINY)
     kept = rounded(scale, dtype)
-    return np.where(np.abs(scale) < TINY, np.float32(1), np.where(np.abs(kept) < smallest, np.float32(smallest), kept)).astype(np.float32)
+    kept = np.where(np.abs(kept) < smallest, np.float32(smallest), kept)
+    return np.where(np.abs(scale) < TINY, np.float32(max(REPLACED[small], smallest)), kept).astype(np.float32)
 
 
 def raised(scale: np.ndarray, small: SmallScale) -> np.ndarray:
-    """float32 scales by one of the rules that do not replace small ones by 1."""
+    """float32 scales by one of the rules that do not replace small ones."""
     if small == "keep":
         return np.where(scale == 0, np.float32(1), scale)
     return np.where(scale < 0, np.minimum(scale, -SMALLEST_SCALE[small]), np.maximum(scale, SMALLEST_SCALE[small]))
 
 
 def fit(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scales float32 [n] and zero points [n] (int32 or float32; None where symmetric) of values float32 [n, m]. An all-zero row gets scale 1."""
+    """Scales float32 [n] and zero points [n] (int32 or float32; None where symmetric) of values float32 [n, m]. A row of zeros gets what `small_scale` says."""
     if fmt.fit == "mse":
         return least_squares(rows, fmt)
     if fmt.fit == "minmax":
@@ -129,7 +131,7 @@ def asymmetric(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.
     scale = stored(exact, fmt.working_dtype, fmt.small_scale)
     if fmt.zero_point == "float":
         return scale, rounded(np.float32(low) - rounded(bottom / scale, fmt.arithmetic), fmt.working_dtype)
-    exact = exact if fmt.small_scale in ("one", "keep") else raised(exact, fmt.small_scale)
+    exact = exact if fmt.small_scale in (*REPLACED, "keep") else raised(exact, fmt.small_scale)
     shift = rounded(bottom - rounded(np.float32(low) * exact, fmt.arithmetic), fmt.arithmetic)
     return scale, rounded(shift, fmt.working_dtype)  # as torchao has it: from the scale before it is rounded
 

@@ -35,6 +35,7 @@ def load(artifact: Artifact, threads: int) -> OrtSession:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.x64quantprecision", "1")  # signed weights become unsigned where their products would saturate
     session = ort.InferenceSession(str(artifact.path), options, providers=["CPUExecutionProvider"])
     return OrtSession(session, artifact.contents.inputs)
 
@@ -47,7 +48,7 @@ def versions() -> dict[str, str]:
     if found & {"avx512_vnni", "avx_vnni"}:
         kernels = "VNNI"
     else:
-        kernels = "dot product" if "asimddp" in found else "without VNNI: sums of two 8-bit products may saturate"
+        kernels = "dot product" if "asimddp" in found else "no VNNI: weights made unsigned, or sums would saturate"
     return {
         "onnxruntime": ort.__version__,
         "onnxruntime int8 kernels": kernels,
