@@ -1,5 +1,6 @@
 """Artifacts between processes and runs: exporting in one, described in study.sqlite, loaded in others."""
 
+import time
 from dataclasses import asdict, replace
 from functools import cache
 from hashlib import sha256
@@ -15,10 +16,11 @@ from compress.plan import Plan
 from compress.recipe import Recipe
 from compress.references import load_data, load_model, load_training
 from compress.samples import Data
-from evaluators.worker import resolve
+from evaluators.worker import resolve, tell
 
 EXPORT = "exporters:export"
 TRAINED = "trained"
+TELL_SECONDS = 3.0
 
 
 @cache
@@ -26,6 +28,22 @@ def opened(model: str, calibration: str | None, folder: str) -> tuple[Network, D
     """A study's model and calibration data, once per process: exporters keep what they derive from a network object."""
     data = load_data(calibration, Path(folder))[0] if calibration else None
     return open_model(load_model(model, Path(folder)), inputs=data), data
+
+
+class Steps:
+    """Tells of the optimizer steps of a training, every few seconds."""
+
+    def __init__(self):
+        self.name, self.begun, self.done, self.told = "", 0.0, 0, 0.0
+
+    def __call__(self, name: str, step: int, steps: int, loss: float) -> None:
+        now = time.monotonic()
+        if name != self.name:
+            self.name, self.begun, self.done, self.told = name, now, step, now  # a training that goes on from a checkpoint begins in the middle
+        elif now - self.told > TELL_SECONDS:
+            self.told = now
+            left = (now - self.begun) / (step - self.done) * (steps - step)
+            tell(f"{name}: step {step} of {steps}, loss {loss:.4g}, about {left:.0f} s left")
 
 
 def export_recipe(
@@ -36,7 +54,7 @@ def export_recipe(
     parsed = Recipe.parse(recipe)
     taught = load_training(*training, Path(folder)) if parsed.trains else None
     trained = Path(out).parent / TRAINED / sha256(model.encode()).hexdigest()[:8]
-    small = compress(network, parsed, calibration=data, training=taught, checkpoints=trained)
+    small = compress(network, parsed, calibration=data, training=taught, checkpoints=trained, progress=Steps())
     artifact = resolve(export)(small, Path(out) / name, exporter)
     return {
         "artifact": to_facts(artifact, name),

@@ -10,6 +10,7 @@ from compress import __version__
 from evaluators.environment import versions
 from evaluators.store import Piece, identity
 from evaluators.study import Label, Planned
+from evaluators.worker import Hear
 
 ARTIFACTS = "artifacts"
 
@@ -41,11 +42,11 @@ class Lane:
     def __init__(self, run: Any):
         self.run, self.stack, self.process = run, ExitStack(), None
 
-    def call(self, function: str, *arguments: Any) -> Any:
+    def call(self, function: str, *arguments: Any, hear: Hear) -> Any:
         if self.process is None or not self.process.alive:
             self.stack.close()
             self.process = self.stack.enter_context(self.run.worker())
-        return self.process.call(function, *arguments, limit=self.run.study.limit_seconds)
+        return self.process.call(function, *arguments, limit=self.run.study.limit_seconds, hear=hear)
 
     def __enter__(self) -> "Lane":
         return self
@@ -85,7 +86,12 @@ def exported(run: Any, lane: Lane, arms: list[tuple[Planned, Column]]) -> Piece:
     run.begin_work()
     run.store.keep_facts(**{f"artifact {name}": ""})
     call = reference, calibration, training, str(folder), arm.recipe.to_yaml(), column.exporter, str(run.store.folder / ARTIFACTS), name, run.export
-    outcome = lane.call("evaluators.artifacts:export_recipe", *call)
+
+    def hear(text: str) -> None:
+        for one, _ in arms:
+            run.progress.stage(one.id, "training", text)
+
+    outcome = lane.call("evaluators.artifacts:export_recipe", *call, hear=hear)
     run.store.keep_facts(**{f"artifact {name}": key})
     return run.keep("export", key, f"{arm.model}/{arm.recipe.name}/{column.exporter}", outcome, lambda value: (value, {}))
 

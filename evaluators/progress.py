@@ -13,6 +13,7 @@ from rich.table import Table
 
 COLOURS = {"done": "green", "refused": "yellow", "failed": "red", "waiting": "dim"}
 FINAL = ("done", "refused", "failed")
+TRAINING_SECONDS = 30.0  # between two lines of a log about one training
 QUIET = ("exported", "ready")  # stages in which nothing happens: no line in a log
 
 
@@ -20,7 +21,7 @@ class Progress(Protocol):
     def begin(self, title: str, arms: Sequence[str]) -> None: ...
 
     def stage(self, arm: str, stage: str, detail: str = "") -> None:
-        """An arm has entered a stage: exporting, exported, accuracy, memory, ready, loading, timing 2 of 6, and in the end done, refused or failed."""
+        """A stage of an arm: exporting, training, exported, accuracy, memory, ready, loading, timing 2 of 6, and in the end done, refused or failed."""
         ...
 
     def say(self, text: str) -> None:
@@ -40,11 +41,16 @@ class TextProgress:
 
     def __init__(self, stream=None):
         self.stream, self.started = stream or sys.stderr, time.monotonic()
+        self.trained: dict[str, float] = {}  # when a line about an arm's training was written last
 
     def begin(self, title: str, arms: Sequence[str]) -> None:
         self.say(f"{title}: {len(arms)} arms")
 
     def stage(self, arm: str, stage: str, detail: str = "") -> None:
+        if stage == "training":
+            if time.monotonic() - self.trained.get(arm, self.started) < TRAINING_SECONDS:
+                return
+            self.trained[arm] = time.monotonic()
         if stage not in QUIET and (not stage.startswith("timing") or stage.startswith("timing 1 ")):
             self.say(f"{arm}: {stage}{f': {in_short(detail)}' if detail else ''}")
 

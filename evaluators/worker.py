@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing import Pipe
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 from compress.errors import CompressError, RecipeError, Refused
 
+Hear = Callable[[str], None]
 LOG_BYTES = 4000  # of a dead process's own output, kept as its trace
 PARENT_DEATH = 1  # prctl's PR_SET_PDEATHSIG
 THREAD_VARIABLES = (
@@ -61,10 +63,10 @@ class Worker:
         theirs.close()
         self.asked = 0.0
 
-    def call(self, function: str, *arguments: Any, limit: float) -> Outcome:
-        """The outcome of `module:function(*arguments)`, run over there within `limit` seconds."""
+    def call(self, function: str, *arguments: Any, limit: float, hear: Hear = lambda text: None) -> Outcome:
+        """The outcome of `module:function(*arguments)`, run over there within `limit` seconds. `hear` gets what the function tells meanwhile."""
         self.ask(function, *arguments)
-        return self.answer(limit)
+        return self.answer(limit, hear)
 
     def ask(self, function: str, *arguments: Any) -> None:
         """Starts a call and returns at once; `answer` must follow."""
@@ -74,10 +76,14 @@ class Worker:
         except OSError:  # it is dead already: answer says so, with its exit code
             return
 
-    def answer(self, limit: float) -> Outcome:
+    def answer(self, limit: float, hear: Hear = lambda text: None) -> Outcome:
         """The outcome of the call that was asked. After a crash or the time limit the process is gone."""
+        found, end = "", time.monotonic() + limit
         try:
-            found = self.pipe.recv() if self.pipe.poll(limit) else self.too_late(limit)
+            while not isinstance(found, Outcome):
+                found = self.pipe.recv() if self.pipe.poll(max(0.0, end - time.monotonic())) else self.too_late(limit)
+                if isinstance(found, str):
+                    hear(found)
         except (EOFError, OSError):
             found = self.died()
         return replace(found, seconds=time.perf_counter() - self.asked)
@@ -133,7 +139,18 @@ def attempt(function: str, arguments: tuple) -> Outcome:
         return Outcome("refused" if refused else "failed", cause=cause, trace=traceback.format_exc())
 
 
+def tell(text: str) -> None:
+    """Says how far a long call is to whoever waits for it; nothing where nobody does."""
+    if asker is not None:
+        asker.send(text)
+
+
+asker: Connection | None = None
+
+
 def serve(connection: Connection) -> None:
+    global asker
+    asker = connection
     while True:
         try:
             function, arguments = connection.recv()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from evaluators import dataset, sources, statistics, timing
+from evaluators import artifacts, dataset, sources, statistics, timing
 from evaluators.environment import environment
 from evaluators.metrics import accuracy, latency
 from evaluators.results import Estimate
@@ -226,6 +226,23 @@ def test_a_worker_returns_values_and_causes(worker):
     assert worker.call("operator:add", 2, 3, limit=60).value == 5
     failed = worker.call("json:loads", "{", limit=60)
     assert failed.status == "failed" and failed.cause.startswith("json.decoder.JSONDecodeError") and "Traceback" in failed.trace
+
+
+def test_a_call_is_heard_while_it_runs(worker):
+    heard = []
+    assert worker.call("evaluators.worker:tell", "step 3 of 9", limit=60, hear=heard.append).status == "done"
+    assert heard == ["step 3 of 9"]
+    assert worker.call("evaluators.worker:tell", "nobody listens", limit=60).status == "done"
+
+
+def test_trainings_tell_how_far_they_are(monkeypatch):
+    told, clock = [], iter(range(0, 100, 2))
+    monkeypatch.setattr(artifacts, "tell", told.append)
+    monkeypatch.setattr(artifacts, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    steps = artifacts.Steps()
+    for step in range(11, 16):  # goes on from a checkpoint: two seconds for each step
+        steps("steps.0 (prune)", step, 20, 0.5)
+    assert told == ["steps.0 (prune): step 13 of 20, loss 0.5, about 14 s left", "steps.0 (prune): step 15 of 20, loss 0.5, about 10 s left"]
 
 
 def test_refusals_of_this_project_are_told_from_failures(worker):
