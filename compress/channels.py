@@ -57,7 +57,7 @@ def scores(group: Group, weights: Mapping[str, Weight]) -> np.ndarray:
     squares = np.zeros(group.size)
     for part in group.role("output"):
         value = weights[part.weight].value
-        if value.ndim > 1:
+        if weights[part.weight].kind != "bias":
             rows = np.square(np.moveaxis(value, part.axis, 0), dtype=np.float64).reshape(value.shape[part.axis], -1).sum(1)
             np.add.at(squares, part.channels, rows[part.positions])
     return np.sqrt(squares)
@@ -71,16 +71,16 @@ def choose(groups: Iterable[Group], weights: Mapping[str, Weight], sparsity: flo
     """
     kept = {}
     for group in groups:
-        count = remaining(group, sparsity, multiple)
+        rows = min((len(part.positions) for part in group.role("output") if weights[part.weight].kind != "bias"), default=0) // group.size
+        count = remaining(group, rows, sparsity, multiple)
         if count < group.size and not group.reason:
             kept[group.id] = np.sort(np.argsort(scores(group, weights), kind="stable")[group.size - count :])
     return kept
 
 
-def remaining(group: Group, sparsity: float, multiple: int) -> int:
-    """How many channels stay. A head is as many channels as it has rows."""
+def remaining(group: Group, rows: int, sparsity: float, multiple: int) -> int:
+    """How many channels stay. A head is as many channels as it has `rows`."""
     left = max(1, group.size - int(group.size * sparsity + 1e-9))
-    rows = min((len(part.positions) for part in group.role("output")), default=0) // group.size
     step = multiple // gcd(multiple, rows)
     if step == 1:
         return left

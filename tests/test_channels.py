@@ -110,8 +110,18 @@ def keras_model(name: str):
         y = layers.LayerNormalization(name="norm")(layers.Dense(12, name="normed")(layers.GlobalAveragePooling2D()(y)))
         return keras.Model(x, layers.Dense(4, name="logits")(keras.ops.cumsum(layers.Dense(6, name="summed")(y), 1)))
 
+    def attention():
+        """The torch model of this name; a second attention's query is another layer's output."""
+        x = keras.Input((8, 8, 3), name="x")
+        y = layers.Dense(8, name="embed")(layers.Reshape((64, 3))(x))
+        y = layers.LayerNormalization()(layers.Add()([y, layers.MultiHeadAttention(4, 4, 3, name="heads")(y, y)]))
+        asked = layers.Dense(12, "relu", name="asked")(y)
+        y = layers.MultiHeadAttention(4, 4, name="crossed", use_bias=False)(asked, y, key=y)
+        y = layers.Dense(8, name="down")(layers.Dense(20, "relu", name="up")(y))
+        return keras.Model(x, layers.Dense(3, name="logits")(y))
+
     keras.utils.set_random_seed(0)
-    model = {"sequential": sequential, "residual": residual, "mixing": mixing}[name]()
+    model = {"sequential": sequential, "residual": residual, "mixing": mixing, "attention": attention}[name]()
     random = np.random.default_rng(0)
     for variable in model.weights:
         positive = "variance" in variable.name or "gamma" in variable.name
@@ -150,6 +160,7 @@ REMOVED = {  # channels of each group that go at 30%, by the first layer that ma
     "torch sequential": {"0": 4, "3": 2, "6": 3},
     "torch residual": {"project": 2, "depthwise": 3, "side": 1, "hidden": 6},
     "torch attention": {"value": 1, "up": 6},  # one head of four
+    "keras attention": {"heads": 1, "asked": 3, "crossed": 1, "down": 2, "up": 6},
     "keras sequential": {"conv": 2, "hidden": 3},
     "keras residual": {"stem": 2, "expand": 3, "side": 1, "transposed": 1, "hidden": 6},
 }

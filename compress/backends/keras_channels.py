@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from compress.backends.keras_copying import copied, is_graph
-from compress.backends.keras_layouts import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED, Slot
+from compress.backends.keras_layouts import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED, Slot, walk
 from compress.backends.keras_network import KerasNetwork
 from compress.channels import Group, Role, Slice, removals, smaller
 from compress.errors import InputError
@@ -103,6 +103,8 @@ class Walk:
             return None
         if type(operation) in WIDTHS or isinstance(operation, DEPTHWISE):
             return self.layer(operation, labels[0])
+        if name == "MultiHeadAttention" and not operation.get_config()["use_gate"]:
+            return self.attention(operation, arguments)
         if name == "BatchNormalization" and operation.axis in (-1, len(given[0].shape) - 1):
             for variable in operation.variables:
                 self.use(variable, 0, "follow", labels[0])
@@ -133,6 +135,22 @@ class Walk:
         if "bias" in leaves:
             self.use(leaves["bias"], 0, "output", labels)
         return labels
+
+    def attention(self, layer: keras.layers.MultiHeadAttention, arguments: Any) -> np.ndarray:
+        """Through an attention: a head goes as a whole from its query, key, value and output. What the layer returns keeps its width."""
+        named = dict(zip(("query", "value", "key"), arguments.args, strict=False)) | arguments.kwargs
+        sources = {"query": named["query"], "key": named["value"] if named.get("key") is None else named["key"], "value": named["value"]}
+        heads, output = self.labels.new(layer.num_heads), layer.output_dense
+        for part, source in sources.items():
+            projection = getattr(layer, f"{part}_dense")
+            self.use(projection.kernel, 1, "input", self.tensors[id(source)])
+            self.use(projection.kernel, 0, "output", np.repeat(heads, projection.kernel.shape[-1]))
+            if projection.bias is not None:
+                self.use(projection.bias, 0, "output", heads)
+        self.use(output.kernel, 1, "input", np.repeat(heads, output.kernel.shape[1]))
+        made = self.labels.new(output.kernel.shape[-1])
+        self.labels.freeze(made, f"{layer.name} returns them: of an attention, whole heads are taken out")
+        return made
 
     def use(self, variable: keras.Variable, axis: int, role: Role, labels: np.ndarray) -> None:
         self.labels.use(self.names[id(variable)], axis, role, labels)
@@ -203,22 +221,29 @@ def group_of(slices: tuple[Slice, ...], size: int, reasons: tuple[str, ...]) -> 
 def shrunk(network: KerasNetwork, groups: tuple[Group, ...], kept: Mapping[str, np.ndarray]) -> KerasNetwork:
     """A copy of the network that has only these channels; groups that `kept` does not name stay whole."""
     changed = smaller(network.weights(), removals(groups, kept))
+    attentions = {id(layer.query_dense): layer for _, layer in walk(network.model) if isinstance(layer, keras.layers.MultiHeadAttention)}
     values, replacements = {}, {}
     for name, value in changed.items():
         slot = network.slots[name]
         values[name] = keras_layout(value, slot)
+        if id(slot.layer) in attentions and slot.layout.kind == "linear":
+            layer = attentions[id(slot.layer)]
+            width = layer.output_dense.kernel.shape[-1]
+            replacements[id(layer)] = configured(num_heads=len(value) // layer.key_dim, output_shape=width)
         if slot.layout.kind not in ("bias", "norm") and type(slot.layer) in WIDTHS and slot.variable.name != "depthwise_kernel":
-            replacements[id(slot.layer)] = resized(WIDTHS[type(slot.layer)], len(value))
+            replacements[id(slot.layer)] = configured(**{WIDTHS[type(slot.layer)]: len(value)})
     return KerasNetwork(copied(network.model, network.run_symbolic, values, replacements), network.inputs, network.structure, network.notes)
 
 
 def keras_layout(value: np.ndarray, slot: Slot) -> np.ndarray:
     """A canonical value with fewer entries than the slot's, as Keras lays it out."""
-    axes = slot.layout.axes
+    axes, shape = slot.layout.axes, slot.variable.shape
+    if value.ndim < len(axes):  # an attention's [heads * size, in] or [out, heads * size]
+        value = value.reshape((-1, shape[2], value.shape[1]) if axes == (1, 2, 0) else (len(value), -1, shape[1]))
     if slot.layout.kind.startswith("depthwise"):
-        value = value.reshape(-1, *(slot.variable.shape[axis] for axis in axes[1:]))
+        value = value.reshape(-1, *(shape[axis] for axis in axes[1:]))
     return value.transpose(np.argsort(axes))
 
 
-def resized(width: str, size: int):
-    return lambda layer: type(layer).from_config({**layer.get_config(), width: size})
+def configured(**changed: int):
+    return lambda layer: type(layer).from_config({**layer.get_config(), **changed})
