@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def from_old_keras(model: Any) -> keras.Model:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.h5"
         try:
-            model.save(path, include_optimizer=False)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that HDF5 is an old format
+                model.save(path, include_optimizer=False)
         except NotImplementedError as error:
             raise InputError(f"{type(model).__name__} of tf_keras is subclassed, so Keras 3 cannot rebuild it: write it as a Keras 3 model") from error
         return load_path(path)
