@@ -11,6 +11,7 @@ BENCHMARKS = {
     "study": "benchmarks.study_overhead",
     "codebook": "benchmarks.codebook",
     "encoding": "benchmarks.encoding",
+    "tfmot": "benchmarks.tfmot_training",
 }
 
 

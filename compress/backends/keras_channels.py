@@ -209,8 +209,8 @@ def shrunk(network: KerasNetwork, groups: tuple[Group, ...], kept: Mapping[str, 
         values[name] = keras_layout(value, slot)
         if slot.layout.kind not in ("bias", "norm") and type(slot.layer) in WIDTHS and slot.variable.name != "depthwise_kernel":
             replacements[id(slot.layer)] = resized(WIDTHS[type(slot.layer)], len(value))
-    smaller = copied(network.model, network.run_symbolic, values, replacements)
-    return KerasNetwork(smaller, network.inputs, network.structure, network.notes, network.from_tf_keras)
+    shorter = copied(network.model, network.run_symbolic, values, replacements)
+    return KerasNetwork(shorter, network.inputs, network.structure, network.notes, network.from_tf_keras)
 
 
 def keras_layout(value: np.ndarray, slot: Slot) -> np.ndarray:

@@ -1,7 +1,7 @@
 """tf_keras layers inside TFMOT's wrappers, which hold what the core chose: which weights are 0, which share a value, what they are rounded to.
 
-TFMOT's own choices stay unused. Its masks are per layer, its clusters move members between steps and its `collab_opts` find them by their values, which holds one
-scale and one codebook for a Dense layer only; a recipe's global sparsity, codes and scales per channel would be lost.
+TFMOT's own choices stay unused: it ranks weights within a layer, moves them between clusters, rounds a Dense layer by one scale, and its `collab_opts` find
+clusters by their values again. What a recipe says of all layers together, of channels and of codes would be lost.
 """
 
 from functools import partial
@@ -34,6 +34,8 @@ ATTRIBUTES = ("kernel", "depthwise_kernel", "embeddings")  # of tf_keras layers
 def unfit(slot: Slot, constraint: Constraint) -> str:
     """Why TFMOT cannot hold this of a weight, or an empty string."""
     fmt, kind = constraint.format, slot.layout.kind
+    if any(given is not None and given.shape != slot.layout.shape for given in (constraint.mask, constraint.codes)):
+        return "a mask or codes of another shape"
     if kind not in KINDS:
         return f"its wrappers hold no {kind} weights"
     if slot.variable.dtype != "float32":
@@ -44,8 +46,8 @@ def unfit(slot: Slot, constraint: Constraint) -> str:
         return "it rounds no embeddings"
     if not (isinstance(fmt, IntFormat) and fmt.bits == 8 and fmt.rule == "narrow" and (fmt.granularity.type in ("tensor", "axis"))):
         return f"it rounds to symmetric 8 bits per tensor or channel, not to {fmt}"
-    if constraint.activations != StaticActivations(8):
-        return f"it rounds activations to 8 bits in a range of its own, not {constraint.activations or 'float'}"
+    if constraint.activations and not (isinstance(constraint.activations, StaticActivations) and constraint.activations.bits == 8):
+        return f"it rounds layer inputs to 8 bits in a range that stays, not to {constraint.activations}"
     return ""
 
 
@@ -183,5 +185,6 @@ def clustered(layer: Any, attribute: str, hold: Hold, constraint: Constraint) ->
 def quantized(layer: Any, attribute: str, hold: Hold, constraint: Constraint, channels: int) -> Any:
     """The layer, built, inside QuantizeWrapperV2, with its inputs rounded before."""
     rounding = Rounding(hold, isinstance(constraint.format.granularity, PerAxis), channels)
-    wrapper, inputs = QuantizeWrapperV2(layer, Weights(attribute, rounding)), QuantizeLayer(Ranges())
+    wrapper = QuantizeWrapperV2(layer, Weights(attribute, rounding))
+    inputs = QuantizeLayer(Ranges() if constraint.activations else None, name=f"{layer.name}.inputs")
     return lambda x: wrapper(inputs(x))

@@ -20,7 +20,7 @@ from compress.training import Course
 
 def tfmot_twin() -> Any:
     """compress.backends.tf_keras_twin. TFMOT would make tf.keras mean tf_keras in this process and its children: that is undone. MissingExtra."""
-    _, before = tf.keras.__version__, os.environ.get("TF_USE_LEGACY_KERAS")  # once looked at, tf.keras stays what it is
+    _, before = tf.keras.Model, os.environ.get("TF_USE_LEGACY_KERAS")  # once looked at, tf.keras stays what it is
     try:
         from compress.backends import tf_keras_twin
     except ModuleNotFoundError as error:
@@ -54,9 +54,9 @@ class Learner:
         self.compiled = tf.function(self.step)
 
     def state(self) -> dict[str, tf.Variable]:
-        found = {f"{v.name}|{i}": v for i, v in enumerate(self.twin.model.variables)}
-        moments = {f"{v.name}|{i}|{k}": m for i, (v, pair) in enumerate(zip(self.variables, self.moments, strict=True)) for k, m in enumerate(pair)}
-        return found | moments
+        named = {id(self.twin.variables[id(slot.variable)]): name for name, slot in self.network.slots.items() if id(slot.variable) in self.twin.variables}
+        found = {f"{named.get(id(v), v.name)}|{i}": v for i, v in enumerate(self.twin.model.variables)}
+        return found | {f"moment|{i}|{k}": moment for i, pair in enumerate(self.moments) for k, moment in enumerate(pair)}
 
     def values(self) -> dict[str, np.ndarray]:
         """Canonical, by tensor name."""
@@ -110,9 +110,10 @@ class Learner:
     def culprit(self, tensors: list[np.ndarray]) -> str:
         """The first layer whose outputs are not finite."""
         model = self.twin.model
-        outputs = type(model)(model.inputs, [layer.output for layer in model.layers])([tf.constant(tensor) for tensor in tensors])
-        broken = [layer.name for layer, value in zip(model.layers, outputs, strict=True) if not np.isfinite(value).all()]
-        return broken[0] if broken else "none, but the loss"
+        layers = [layer for layer in model.layers if layer.name not in model.input_names]
+        outputs = type(model)(model.inputs, [[layer.get_output_at(0)] for layer in layers])([tf.constant(tensor) for tensor in tensors])
+        broken = [getattr(layer, "layer", layer).name for layer, (value,) in zip(layers, outputs, strict=True) if not np.isfinite(value).all()]
+        return broken[0] if broken else "none, only the loss"
 
 
 def train(network: KerasNetwork, course: Course) -> KerasNetwork:
@@ -132,7 +133,7 @@ def train(network: KerasNetwork, course: Course) -> KerasNetwork:
     checkpoint = Checkpoint(course, batches, {name: weight.value for name, weight in network.weights().items()})
     start, arrays = checkpoint.read(set(learner.state()))
     for name, variable in learner.state().items() if start else ():
-        variable.assign(arrays[name])
+        variable.assign(arrays[name].reshape(variable.shape))
 
     def save(step: int) -> None:
         checkpoint.write(step, {name: variable.numpy() for name, variable in learner.state().items()})

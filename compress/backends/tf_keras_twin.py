@@ -103,7 +103,7 @@ class Twin:
 
 
 def old_layer(layer: Any, path: str) -> Any:
-    """The tf_keras layer of this class and configuration, without weights. Initializers, regularizers and constraints are left out: no training here uses them."""
+    """The tf_keras layer of this class and configuration, without weights; without initializers, regularizers and constraints, which no training here uses."""
     old = getattr(tf_keras.layers, type(layer).__name__, None)
     if old is None or not isinstance(layer, keras.Layer):
         raise Untwinned(f"{getattr(layer, 'name', layer)}: tf_keras has no {type(layer).__name__}")
@@ -125,9 +125,10 @@ def twin(network: KerasNetwork, constraints: Mapping[str, Constraint], batch: li
     """The network's twin, proven to compute the same on this batch. Untwinned with the reason where there is none."""
     if not is_graph(network.model):
         raise Untwinned("the model is code of its own")
-    strangers = [f"{name}: {reason}" for name, c in constraints.items() if (reason := tfmot.unfit(network.slots[name], c))]
-    if strangers:
-        raise Untwinned(strangers[0])
+    for name, constraint in constraints.items():
+        reason = tfmot.unfit(network.slots[name], constraint) if name in network.slots else "the model has no such tensor"
+        if reason:
+            raise Untwinned(f"{name}: {reason}")
     plain = Twin(network, {})
     pairs = zip(keras.tree.flatten(network.call(network.model, batch)), keras.tree.flatten(plain.call(batch, False)), strict=True)
     worst = max(float(np.abs(a.numpy() - b.numpy()).max()) / max(1.0, float(np.abs(a.numpy()).max())) for a, b in pairs)
