@@ -158,7 +158,7 @@ def test_2_of_4_is_what_tfmot_prunes_in_a_dense_layer():
 
     weight = noise(32, 8)
     rows = pruning_utils.weights_rearrange(tf.constant(weight))
-    theirs = pruning_utils.m_by_n_sparsity_mask_prepare(pruning_utils.generate_m_by_n_mask(rows, (2, 4)), weight.shape).numpy()
+    theirs = pruning_utils.m_by_n_sparsity_mask_prepare(pruning_utils.generate_m_by_n_mask(rows, (2, 4)), tf.TensorShape(weight.shape)).numpy()
     np.testing.assert_array_equal(sparse(np.abs(weight.T), NofM(2, 4), 0.5), theirs.T != 0)
 
 

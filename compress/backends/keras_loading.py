@@ -14,6 +14,7 @@ import keras
 from compress.errors import InputError
 
 DROPPED = {"groups": 1, "time_major": False}  # arguments of Keras 2 that Keras 3 lacks, with the value that it always has
+NESTED = ("Functional", "Model", "Sequential")
 TRAINING = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")  # said twice by Keras 2's depthwise layers, without effect
 
 
@@ -76,6 +77,8 @@ def modern(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     node = {key: modern(child) for key, child in node.items()}
+    if node.get("class_name") in NESTED and isinstance(node.get("config"), dict):
+        node["config"] = renumbered(node["config"])
     layer = getattr(keras.layers, str(node.get("class_name")), None)
     if layer is None or not isinstance(node.get("config"), dict):
         return node
@@ -83,6 +86,16 @@ def modern(node: Any) -> Any:
     gone = [key for key in config if key not in known and (key in TRAINING or (key in DROPPED and config[key] == DROPPED[key]))]
     node["config"] = {key: value for key, value in config.items() if key not in gone}
     return node
+
+
+def renumbered(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a Keras 2 graph with the calls of a model inside it counted from 0: Keras 2 counts them from 1, and Keras 3 does not know."""
+    names: dict[str, str] = {layer["name"]: layer["class_name"] for layer in config.get("layers", []) if "name" in layer}
+    calls = [call for layer in config.get("layers", []) for node in layer.get("inbound_nodes", []) if isinstance(node, list) for call in node]
+    ends = [end for end in config.get("output_layers", []) if isinstance(end, list) and names[end[0]] == "Sequential"] if calls else []  # of others it knows
+    for call in [*(call for call in calls if names[call[0]] in NESTED), *ends]:
+        call[1] -= 1
+    return config
 
 
 def load_saved_model(folder: Path) -> keras.Model:
