@@ -90,11 +90,14 @@ def modern(node: Any) -> Any:
 
 def renumbered(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a Keras 2 graph with the calls of a model inside it counted from 0: Keras 2 counts them from 1, and Keras 3 does not know."""
-    names: dict[str, str] = {layer["name"]: layer["class_name"] for layer in config.get("layers", []) if "name" in layer}
-    calls = [call for layer in config.get("layers", []) for node in layer.get("inbound_nodes", []) if isinstance(node, list) for call in node]
-    ends = [end for end in config.get("output_layers", []) if isinstance(end, list) and names[end[0]] == "Sequential"] if calls else []  # of others it knows
-    for call in [*(call for call in calls if names[call[0]] in NESTED), *ends]:
-        call[1] -= 1
+    layers = config.get("layers", [])
+    kinds = {layer.get("name"): layer["class_name"] for layer in layers}
+    calls = [call for layer in layers for node in layer.get("inbound_nodes", []) if isinstance(node, list) for call in node if isinstance(call, list)]
+    ends = [end for end in config.get("output_layers", []) if isinstance(end, list)] if calls else []
+    for call in calls:
+        call[1] -= kinds[call[0]] in NESTED
+    for end in ends:
+        end[1] -= kinds[end[0]] == "Sequential"  # of other models it knows
     return config
 
 
