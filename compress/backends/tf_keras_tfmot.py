@@ -28,7 +28,7 @@ from compress.formats import IntFormat, PerAxis, StaticActivations
 from compress.training import Constraint
 
 KINDS = ("linear", "conv1d", "conv2d", "conv3d", "depthwise_conv1d", "depthwise_conv2d", "embedding")  # output channels last in Keras's layout
-ATTRIBUTES = ("kernel", "depthwise_kernel", "embeddings")  # of tf_keras layers
+ATTRIBUTES = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")  # of tf_keras layers
 
 
 def unfit(slot: Slot, constraint: Constraint) -> str:

@@ -85,7 +85,9 @@ class Twin:
 
     def wrapped(self, old: Any, name: str) -> Callable:
         slot, constraint = self.network.slots[name], self.constraints[name]
-        attribute = next(a for a in tfmot.ATTRIBUTES if getattr(old, a, None) is self.variables[id(slot.variable)])
+        attribute = next((a for a in tfmot.ATTRIBUTES if getattr(old, a, None) is self.variables[id(slot.variable)]), None)
+        if attribute is None:
+            raise Untwinned(f"{name}: inside another layer, which its wrappers do not reach")
         hold = self.held[name] = tfmot.Hold(slot, constraint)
         if constraint.format is not None:
             return tfmot.quantized(old, attribute, hold, constraint, slot.layout.shape[0])
