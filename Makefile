@@ -29,8 +29,9 @@ compare-formats: $(INSTALLED) ## the same with every built-in recipe, 18 of them
 digits: $(INSTALLED) ## the same for a small Keras model; writes digits/
 	$(BIN)/compresskit compare examples/digits/study.yaml --out digits
 
-digits-training: $(INSTALLED) ## the recipes that prune, cluster and train, on the small Keras model; writes digits-training/
+digits-training: $(INSTALLED) ## the recipes that prune, cluster and train, on the small Keras model and its tf_keras copy; writes digits-training/, digits-tf-keras/
 	$(BIN)/compresskit compare examples/digits/study-training.yaml --out digits-training
+	$(BIN)/compresskit compare examples/digits/study-tf-keras.yaml --out digits-tf-keras
 
 compare-training: $(INSTALLED) ## the same on the sentiment model (about an hour); writes report-training/
 	$(BIN)/compresskit compare examples/sentiment/study-training.yaml --out report-training
@@ -54,4 +55,4 @@ bench: $(INSTALLED) ## this project against its peers (benchmarks/)
 	$(BIN)/python -m benchmarks
 
 clean: ## remove environments and reports
-	rm -rf .venv .venv-core report report-full report-formats report-training digits digits-training
+	rm -rf .venv .venv-core report report-full report-formats report-training digits digits-training digits-tf-keras

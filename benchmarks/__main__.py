@@ -12,6 +12,7 @@ BENCHMARKS = {
     "codebook": "benchmarks.codebook",
     "encoding": "benchmarks.encoding",
     "channels": "benchmarks.channels",
+    "tfmot": "benchmarks.tfmot_training",
 }
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +28,16 @@ def timed(work: Callable[[], object]) -> float:
 
 def interleaved(ours: Callable[[], object], peer: Callable[[], object], rounds: int, repeats: int = 1) -> Ratio:
     """Both run `repeats` times in every round, in alternating order; the ratio of each round's medians, and their median."""
-    ratios = []
+    took = {ours: [], peer: []}
     for turn in range(rounds):
-        order = (ours, peer) if turn % 2 else (peer, ours)
-        took = {work: statistics.median(timed(work) for _ in range(repeats)) for work in order}
-        ratios.append(took[ours] / took[peer])
-    draws = np.random.default_rng(0).choice(ratios, (4000, rounds))
+        for work in (ours, peer) if turn % 2 else (peer, ours):
+            took[work].append(statistics.median(timed(work) for _ in range(repeats)))
+    return of_pairs(took[ours], took[peer])
+
+
+def of_pairs(ours: Sequence[float], peer: Sequence[float]) -> Ratio:
+    """The median of the ratios of times that were taken side by side."""
+    ratios = np.asarray(ours) / np.asarray(peer)
+    draws = np.random.default_rng(0).choice(ratios, (4000, len(ratios)))
     low, high = np.percentile(np.median(draws, 1), [2.5, 97.5])
     return Ratio(float(np.median(ratios)), float(low), float(high))

@@ -13,7 +13,7 @@ BACKENDS = Registry(
     "backend",
     {
         "pytorch": Entry("compress.backends.pytorch_network", "torch", "torch.nn.Module and Hugging Face models"),
-        "keras": Entry("compress.backends.keras_network", "tensorflow", "Keras 3 models, .keras, .h5 of Keras 2, SavedModel"),
+        "keras": Entry("compress.backends.keras_network", "tensorflow", "Keras 3 and tf_keras models, .keras, .h5 of Keras 2, SavedModel"),
     },
     aliases={"torch": "pytorch", "tensorflow": "keras", "tf": "keras"},
 )

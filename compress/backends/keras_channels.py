@@ -232,7 +232,8 @@ def shrunk(network: KerasNetwork, groups: tuple[Group, ...], kept: Mapping[str, 
             replacements[id(layer)] = configured(num_heads=len(value) // layer.key_dim, output_shape=width)
         if slot.layout.kind not in ("bias", "norm") and type(slot.layer) in WIDTHS and slot.variable.name != "depthwise_kernel":
             replacements[id(slot.layer)] = configured(**{WIDTHS[type(slot.layer)]: len(value)})
-    return KerasNetwork(copied(network.model, network.run_symbolic, values, replacements), network.inputs, network.structure, network.notes)
+    shorter = copied(network.model, network.run_symbolic, values, replacements)
+    return KerasNetwork(shorter, network.inputs, network.structure, network.notes, network.from_tf_keras)
 
 
 def keras_layout(value: np.ndarray, slot: Slot) -> np.ndarray:

@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import keras
 from compress.errors import InputError
 
 DROPPED = {"groups": 1, "time_major": False}  # arguments of Keras 2 that Keras 3 lacks, with the value that it always has
+NESTED = ("Functional", "Model", "Sequential")
 TRAINING = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")  # said twice by Keras 2's depthwise layers, without effect
 
 
@@ -75,6 +77,8 @@ def modern(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     node = {key: modern(child) for key, child in node.items()}
+    if node.get("class_name") in NESTED and isinstance(node.get("config"), dict):
+        node["config"] = renumbered(node["config"])
     layer = getattr(keras.layers, str(node.get("class_name")), None)
     if layer is None or not isinstance(node.get("config"), dict):
         return node
@@ -82,6 +86,19 @@ def modern(node: Any) -> Any:
     gone = [key for key in config if key not in known and (key in TRAINING or (key in DROPPED and config[key] == DROPPED[key]))]
     node["config"] = {key: value for key, value in config.items() if key not in gone}
     return node
+
+
+def renumbered(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a Keras 2 graph with the calls of a model inside it counted from 0: Keras 2 counts them from 1, and Keras 3 does not know."""
+    layers = config.get("layers", [])
+    kinds = {layer.get("name"): layer["class_name"] for layer in layers}
+    calls = [call for layer in layers for node in layer.get("inbound_nodes", []) if isinstance(node, list) for call in node if isinstance(call, list)]
+    ends = [end for end in config.get("output_layers", []) if isinstance(end, list)] if calls else []
+    for call in calls:
+        call[1] -= kinds[call[0]] in NESTED
+    for end in ends:
+        end[1] -= kinds[end[0]] == "Sequential"  # of other models it knows
+    return config
 
 
 def load_saved_model(folder: Path) -> keras.Model:
@@ -110,7 +127,8 @@ def from_old_keras(model: Any) -> keras.Model:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.h5"
         try:
-            model.save(path, include_optimizer=False)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that HDF5 is an old format
+                model.save(path, include_optimizer=False)
         except NotImplementedError as error:
             raise InputError(f"{type(model).__name__} of tf_keras is subclassed, so Keras 3 cannot rebuild it: write it as a Keras 3 model") from error
         return load_path(path)

@@ -24,8 +24,9 @@ from compress.training import Course
 class KerasNetwork:
     framework = "keras"
 
-    def __init__(self, model: keras.Model, inputs: tuple[InputSpec, ...], structure: Any, notes: tuple[str, ...]):
-        self.model, self.inputs, self.structure, self.notes = model, inputs, structure, notes
+    def __init__(self, model: keras.Model, inputs: tuple[InputSpec, ...], structure: Any, notes: tuple[str, ...], from_tf_keras: bool = False):
+        """from_tf_keras: the caller's model is one of tf_keras, so training goes through TFMOT."""
+        self.model, self.inputs, self.structure, self.notes, self.from_tf_keras = model, inputs, structure, notes, from_tf_keras
 
     @cached_property
     def slots(self) -> dict[str, Slot]:
@@ -44,7 +45,11 @@ class KerasNetwork:
                 changed[name] = self.slots[name].layout.keras(value, tuple(self.slots[name].variable.shape))
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
-        return KerasNetwork(copied(self.model, self.run_symbolic, changed), self.inputs, self.structure, self.notes)
+        return KerasNetwork(copied(self.model, self.run_symbolic, changed), self.inputs, self.structure, self.notes, self.from_tf_keras)
+
+    def noted(self, *notes: str) -> "KerasNetwork":
+        """The same network with these notes behind those that it has not yet."""
+        return KerasNetwork(self.model, self.inputs, self.structure, tuple(dict.fromkeys((*self.notes, *notes))), self.from_tf_keras)
 
     def run(self, inputs: Inputs) -> list[np.ndarray]:
         outputs = self.call(self.model, [keras.ops.convert_to_tensor(inputs[spec.name], dtype=spec.dtype) for spec in self.inputs])
@@ -59,9 +64,11 @@ class KerasNetwork:
         return self.call(model, [keras.ops.zeros(spec.shape, spec.dtype) for spec in self.inputs])
 
     def train(self, course: Course) -> "KerasNetwork":
-        """A copy with what its variables learned: see compress.backends.keras_training."""
-        from compress.backends.keras_training import train
-
+        """A copy with what its variables learned: see compress.backends.keras_training and tf_keras_training."""
+        if self.from_tf_keras:
+            from compress.backends.tf_keras_training import train
+        else:
+            from compress.backends.keras_training import train
         return train(self, course)
 
     def observe(self, names: Iterable[str], data: Data, see: Callable[[str, np.ndarray], None]) -> None:
@@ -94,6 +101,7 @@ def open_model(model: Any, inputs: Data | None) -> KerasNetwork:
             f"keras was imported with its {keras.backend.backend()} backend; compress opens Keras models with TensorFlow: "
             "set KERAS_BACKEND=tensorflow before the first import of keras"
         )
+    from_tf_keras = any(base.__module__.startswith("tf_keras.") for base in type(model).__mro__)
     model = load(model)
     if not model.built:
         raise InputError(f"the Keras model {model.name!r} is not built, so it has no weights yet: call it on data first, or load trained weights")
@@ -107,7 +115,7 @@ def open_model(model: Any, inputs: Data | None) -> KerasNetwork:
         raise InputError(f"the Keras model {model.name!r} cannot be copied and run: {error}") from error
     unknown = unknown_layers(copy)
     strangers = (f"weights of layers that recipes do not know stay in float: {', '.join(unknown)}",) if unknown else ()
-    return KerasNetwork(copy, specs, structure, (*kept, *notes, *strangers))
+    return KerasNetwork(copy, specs, structure, (*kept, *notes, *strangers), from_tf_keras)
 
 
 def input_specs(model: keras.Model, inputs: Data | None) -> tuple[tuple[InputSpec, ...], Any]:
