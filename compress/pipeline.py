@@ -9,6 +9,7 @@ from compress.backends import open_model
 from compress.errors import InputError
 from compress.network import Network
 from compress.numerics import Encoded, encode
+from compress.numerics.given_scales import encode_at
 from compress.plan import Plan, plan
 from compress.recipe import Recipe
 from compress.samples import Data, samples
@@ -66,11 +67,11 @@ def compress(
     work = Work(network, network, recipe, decided, Means(calibration, training, Path(checkpoints) if checkpoints else None, progress))
     for index, step in enumerate(recipe.steps):
         work = step.apply(work, index).checked(index)
-    weights = work.network.weights()
+    weights, scales = work.network.weights(), work.scales
     encoded = {}
     for name, decision in work.plan.compressed.items():
         try:
-            encoded[name] = encode(weights[name].value, decision.format)
+            encoded[name] = encode_at(weights[name].value, decision.format, scales[name]) if name in scales else encode(weights[name].value, decision.format)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     promised = [d.name for d in work.plan.decisions if d.name in encoded and (d.prune or d.cluster)]

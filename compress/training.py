@@ -73,6 +73,8 @@ class Constraint:
     per_axis     clusters are numbered within each output channel
     zero         cluster 0 stays exactly 0
     format       what the weight is rounded to in the forward pass (straight-through gradient); None for float
+    learned      whether the format's scales learn
+    scales       where learned scales start, float32 as Encoded.scales; None: where the format's own fit puts them
     activations  what the inputs of its layer are rounded to
     """
 
@@ -81,6 +83,8 @@ class Constraint:
     per_axis: bool = False
     zero: bool = False
     format: Format | None = None
+    learned: bool = False
+    scales: np.ndarray | None = None
     activations: Activations | None = None
 
 

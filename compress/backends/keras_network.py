@@ -58,8 +58,8 @@ class KerasNetwork:
         """A model's outputs for zeros: builds it, or traces it inside a graph."""
         return self.call(model, [keras.ops.zeros(spec.shape, spec.dtype) for spec in self.inputs])
 
-    def train(self, course: Course) -> "KerasNetwork":
-        """A copy with what its variables learned: see compress.backends.keras_training."""
+    def train(self, course: Course) -> tuple["KerasNetwork", dict[str, np.ndarray]]:
+        """A copy with what its variables learned, and learned scales: see compress.backends.keras_training."""
         from compress.backends.keras_training import train
 
         return train(self, course)

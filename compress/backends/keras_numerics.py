@@ -6,8 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from compress.errors import InputError
-from compress.formats import Format, IntFormat, PerBlock
+from compress.formats import Format, IntFormat
 from compress.numerics import encode, reach
+from compress.numerics.given_scales import unlearnable
 from compress.numerics.scales import TINY
 
 ABOVE = {"narrow": 0.0, "qmax": 0.0, "half": 0.5}
@@ -16,17 +17,13 @@ ABOVE = {"narrow": 0.0, "qmax": 0.0, "half": 0.5}
 
 def rounded(values: tf.Tensor, fmt: Format) -> tf.Tensor:
     """Canonical float32 values as the format holds them; gradients pass straight through (Bengio et al. 2013)."""
-    compute = symmetric if native(values.shape, fmt) else by_core
+    compute = symmetric if native(fmt) else by_core
     return tf.grad_pass_through(lambda x: compute(x, fmt))(values)
 
 
-def native(shape: tuple[int, ...], fmt: Format) -> bool:
-    """Whether `symmetric` computes the format for tensors of this shape."""
-    if not isinstance(fmt, IntFormat) or fmt.rule not in ABOVE or not fmt.signed or fmt.scale_dtype not in ("float32", "bfloat16"):
-        return False
-    usual = IntFormat(fmt.bits)
-    same = all(getattr(fmt, what) == getattr(usual, what) for what in ("rounding", "fit", "division", "codes_from", "small_scale", "arithmetic"))
-    return same and not isinstance(fmt.granularity, PerBlock) and prod(shape) % prod(reach.scale_shape(shape, fmt.granularity)) == 0
+def native(fmt: Format) -> bool:
+    """Whether `symmetric` computes the format."""
+    return unlearnable(fmt) is None and fmt.rule in ABOVE and fmt.fit == "minmax"
 
 
 def by_core(values: tf.Tensor, fmt: Format) -> tf.Tensor:
@@ -40,15 +37,20 @@ def by_core(values: tf.Tensor, fmt: Format) -> tf.Tensor:
 
 
 def symmetric(values: tf.Tensor, fmt: IntFormat) -> tf.Tensor:
-    rows = tf.reshape(values, [prod(reach.scale_shape(values.shape, fmt.granularity)), -1])
-    low, high = fmt.code_range
     # TensorFlow multiplies by the reciprocal of a divisor that it knows: this one it does not
-    divisor = tf.compat.v1.placeholder_with_default(np.float32(high + ABOVE[fmt.rule]), ())
-    scale = stored(tf.reduce_max(tf.abs(rows), 1, keepdims=True) / divisor, fmt)
-    return tf.reshape(tf.clip_by_value(tf.round(rows / scale), low, high) * scale, values.shape)
+    divisor = tf.compat.v1.placeholder_with_default(np.float32(fmt.code_range[1] + ABOVE[fmt.rule]), ())
+    largest = tf.reduce_max(tf.abs(tf.reshape(values, [prod(reach.scale_shape(values.shape, fmt.granularity)), -1])), 1)
+    return at_scales(values, stored(largest / divisor, fmt), fmt)
+
+
+def at_scales(values: tf.Tensor, scales: tf.Tensor, fmt: IntFormat) -> tf.Tensor:
+    """Canonical values as integers hold them by these stored scales [n]; with the gradients of LSQ (Esser et al. 2020, equations 2 to 4) for both."""
+    rows, scale = tf.reshape(values, [scales.shape[0], -1]), scales[:, None]
+    codes = tf.grad_pass_through(tf.round)(tf.clip_by_value(rows / scale, *map(float, fmt.code_range)))
+    return tf.reshape(codes * scale, values.shape)
 
 
 def stored(scale: tf.Tensor, fmt: IntFormat) -> tf.Tensor:
-    """Positive float32 scales as the format stores them; one below the smallest normal number becomes 1."""
-    kept = tf.cast(tf.cast(scale, fmt.scale_dtype), tf.float32)
-    return tf.where(scale < TINY, 1.0, tf.maximum(kept, TINY))
+    """Positive float32 scales as the format stores them: one below 2^-126 becomes 1, another at least the storage's smallest normal number."""
+    smallest = float(np.finfo(np.float16).smallest_normal) if fmt.scale_dtype == "float16" else TINY
+    return tf.where(scale < TINY, 1.0, tf.maximum(tf.cast(tf.cast(scale, fmt.scale_dtype), tf.float32), smallest))

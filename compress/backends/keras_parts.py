@@ -1,14 +1,16 @@
 """Variables of a Keras model that learn, each under the constraint that a recipe puts on it: zeros, clusters, a number format."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tensorflow as tf
 
+from compress.backends import training_data
 from compress.backends.keras_layouts import Slot
 from compress.backends.keras_network import KerasNetwork
-from compress.backends.keras_numerics import rounded
+from compress.backends.keras_numerics import at_scales, rounded, stored
 from compress.errors import InputError
+from compress.numerics import encode, reach
 from compress.training import Constraint, Course
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7  # Keras's Adam
@@ -40,7 +42,7 @@ class Latent:
             self.variable.assign(self.variable * self.keep)
 
     def state(self) -> dict[str, tf.Variable]:
-        found = {"parameter": self.variable, "first": self.first, "second": self.second}
+        found = {"value": self.variable, "first": self.first, "second": self.second}
         return found if self.keep is None else {**found, "keep": self.keep}
 
 
@@ -51,6 +53,8 @@ class Part:
     latent  the variable itself, values of its shape, or centroids [clusters] or [out * clusters]; float32
     codes   int32, the centroid of each value, flattened in Keras's layout
     mask    0 or 1 in the variable's shape, where codes alone do not say what is pruned
+    first   learned scales as they start, float32 [scales]; None where none learn
+    growth  logarithm of what they are multiplied by: Adam's steps are relative to them then, and they stay positive
     """
 
     name: str
@@ -59,6 +63,13 @@ class Part:
     latent: Latent
     codes: tf.Tensor | None
     mask: tf.Tensor | None
+    first: tf.Tensor | None = None
+    growth: Latent | None = None
+
+    @property
+    def latents(self) -> dict[str, Latent]:
+        """All that learns, by what it is."""
+        return {"latent": self.latent} if self.growth is None else {"latent": self.latent, "growth": self.growth}
 
     @property
     def own(self) -> bool:
@@ -80,8 +91,17 @@ class Part:
         if self.constraint.format is None:
             return self.values()
         layout, shape = self.slot.layout, self.slot.variable.shape
-        found = rounded(tf.reshape(tf.transpose(self.values(), layout.axes), layout.shape), self.constraint.format)
+        canonical = tf.reshape(tf.transpose(self.values(), layout.axes), layout.shape)
+        found = rounded(canonical, self.constraint.format) if self.growth is None else at_scales(canonical, self.scales(), self.constraint.format)
         return tf.transpose(tf.reshape(found, [shape[axis] for axis in layout.axes]), np.argsort(layout.axes))
+
+    def scales(self) -> tf.Tensor:
+        """Learned scales [scales] as the format stores them."""
+        return tf.grad_pass_through(lambda scales: stored(scales, self.constraint.format))(self.first * tf.exp(self.growth.value()))
+
+    def learned_scales(self) -> np.ndarray:
+        """As Encoded.scales."""
+        return self.scales().numpy().reshape(reach.scale_shape(self.slot.layout.shape, self.constraint.format.granularity))
 
     def remask(self, mask: np.ndarray) -> None:
         """A new mask, canonical."""
@@ -94,10 +114,7 @@ def in_keras(slot: Slot, value: np.ndarray) -> np.ndarray:
 
 
 def part(name: str, slot: Slot, constraint: Constraint) -> Part:
-    for what in ("mask", "codes"):
-        given = getattr(constraint, what)
-        if given is not None and given.shape != slot.layout.shape:
-            raise InputError(f"{name}: a {what} of shape {list(given.shape)} does not fit, expected {list(slot.layout.shape)}")
+    training_data.check_constraint(name, constraint, slot.layout.shape)
     start, keep, codes, mask = slot.value, None, None, None
     if constraint.codes is not None:
         start, keep, codes = clusters(slot, constraint)
@@ -110,24 +127,21 @@ def part(name: str, slot: Slot, constraint: Constraint) -> Part:
         variable.assign(start)
     else:
         variable = tf.Variable(start, dtype=tf.float32)
-    return Part(name, slot, constraint, Latent.of(variable, keep), codes, mask)
+    found = Part(name, slot, constraint, Latent.of(variable, keep), codes, mask)
+    if not constraint.learned:
+        return found
+    scales = encode(found.canonical(), constraint.format).scales if constraint.scales is None else constraint.scales
+    return replace(found, first=tf.constant(scales.ravel()), growth=Latent.of(tf.Variable(tf.zeros(scales.size))))
 
 
 def clusters(slot: Slot, constraint: Constraint) -> tuple[np.ndarray, np.ndarray | None, tf.Tensor]:
-    """(centroids: the mean of each cluster's values, which of them may move or None for all, the centroid of each value)."""
-    codes = constraint.codes.astype(np.int64)
-    count = int(codes.max()) + 1
-    size = count * len(codes) if constraint.per_axis else count
-    if constraint.per_axis:
-        codes = codes + count * np.arange(len(codes)).reshape(-1, *[1] * (codes.ndim - 1))
-    values = slot.layout.canonical(slot.value)
-    centroids = np.bincount(codes.ravel(), values.ravel(), size) / np.maximum(np.bincount(codes.ravel(), minlength=size), 1)
+    """(centroids, which of them may move or None for all, int32 the centroid of each value, flattened in Keras's layout)."""
+    codes, centroids = training_data.clusters(slot.layout.canonical(slot.value), constraint)
     keep = None
     if constraint.zero:
-        keep = np.ones(size, np.float32)
-        keep[::count] = 0
-        centroids = centroids * keep
-    return centroids.astype(np.float32), keep, tf.constant(slot.layout.keras(codes, tuple(slot.variable.shape)).ravel().astype(np.int32))
+        keep = np.ones(len(centroids), np.float32)
+        keep[:: int(constraint.codes.max()) + 1] = 0
+    return centroids, keep, tf.constant(slot.layout.keras(codes, tuple(slot.variable.shape)).ravel().astype(np.int32))
 
 
 def parts_of(network: KerasNetwork, course: Course) -> list[Part]:

@@ -70,7 +70,7 @@ class Learner:
         return list(found.values())
 
     def state(self) -> dict[str, tf.Variable]:
-        found = {f"{p.name}|{what}": variable for p in self.parts for what, variable in p.latent.state().items()}
+        found = {f"{p.name}|{k}|{what}": variable for p in self.parts for k, latent in p.latents.items() for what, variable in latent.state().items()}
         return found | {f"{name}|range": seen for name, seen in self.quantized.items()}
 
     def step(self, tensors: list[tf.Tensor], labels: tf.Tensor, rate: tf.Tensor, power_1: tf.Tensor, power_2: tf.Tensor) -> tf.Tensor:
@@ -84,7 +84,7 @@ class Learner:
             loss = self.objective(tensors, labels)
         gradients = tape.gradient(loss, [each.slot.variable.value for each in self.parts])
         reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        latents = [self.parts[i].latent for i in reached]
+        latents = [latent for i in reached for latent in self.parts[i].latents.values()]
         above = [tf.cast(tf.convert_to_tensor(gradients[i]), tf.float32) for i in reached]
         found = below.gradient([placed[i] for i in reached], [latent.variable for latent in latents], above)
 
@@ -144,8 +144,8 @@ class Learner:
         return f"the first outputs that are not finite are those of layer {found[0]}" if found else "the outputs of every layer are finite, the loss is not"
 
 
-def train(network: KerasNetwork, course: Course) -> KerasNetwork:
-    """A copy of the network with what its variables learned; pruned and clustered as constrained, not yet rounded to their formats.
+def train(network: KerasNetwork, course: Course) -> tuple[KerasNetwork, dict[str, np.ndarray]]:
+    """A copy of the network with what its variables learned, pruned and clustered as constrained, not yet rounded to their formats; scales that learned.
 
     The model runs as for inference: statistics of norms stay, nothing is dropped out.
     InputError for data and constraints that do not fit; TrainingError for a loss that is NaN or infinite. An existing checkpoint of another training is
@@ -166,4 +166,5 @@ def train(network: KerasNetwork, course: Course) -> KerasNetwork:
         learner.run(start, save)
     trained = network.with_weights({p.name: p.canonical() for p in learner.parts})
     notes = tuple(note for note in learner.objective.notes if note not in network.notes)
-    return KerasNetwork(trained.model, trained.inputs, trained.structure, (*trained.notes, *notes))
+    scales = {p.name: p.learned_scales() for p in learner.parts if p.growth is not None}
+    return KerasNetwork(trained.model, trained.inputs, trained.structure, (*trained.notes, *notes)), scales

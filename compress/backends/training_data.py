@@ -14,7 +14,7 @@ import numpy as np
 from compress.errors import BrokenFile, InputError, TrainingError
 from compress.network import InputSpec, Network
 from compress.samples import Data, arrays, samples
-from compress.training import Course
+from compress.training import Constraint, Course
 
 
 class Batches:
@@ -113,13 +113,38 @@ def fingerprint(course: Course, batches: Batches, weights: Mapping[str, np.ndarr
         "loss": loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__),
         "shapes": [list(array.shape) for array in batches.inputs],
         "remask": course.remask_every if course.remask else None,
-        "constraints": {name: [repr(c.format), repr(c.activations), c.per_axis, c.zero] for name, c in course.constraints.items()},
+        "constraints": {name: [repr(c.format), repr(c.activations), c.per_axis, c.zero, c.learned] for name, c in course.constraints.items()},
     }
     digest = sha256(json.dumps(said, sort_keys=True).encode())
-    fixed = [(name, array) for name, c in course.constraints.items() for array in (c.mask, c.codes) if array is not None]
+    fixed = [(name, array) for name, c in course.constraints.items() for array in (c.mask, c.codes, c.scales) if array is not None]
     for name, array in [*weights.items(), *fixed, *(("", array) for array in (*batches.inputs, batches.labels))]:
         digest.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def clusters(value: np.ndarray, constraint: Constraint) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 codes in the shape of a canonical value, numbered through all channels; float32 centroids [all clusters], the means of their values).
+
+    Cluster 0 is 0 where the constraint says so.
+    """
+    codes = constraint.codes.astype(np.int64)
+    count = int(codes.max()) + 1
+    size = count * len(codes) if constraint.per_axis else count
+    if constraint.per_axis:
+        codes = codes + count * np.arange(len(codes)).reshape(-1, *[1] * (codes.ndim - 1))
+    members = np.bincount(codes.ravel(), minlength=size)
+    centroids = np.bincount(codes.ravel(), value.ravel(), size) / np.maximum(members, 1)
+    if constraint.zero:
+        centroids[::count] = 0
+    return codes, centroids.astype(np.float32)
+
+
+def check_constraint(name: str, constraint: Constraint, shape: tuple[int, ...]) -> None:
+    """InputError for a mask or codes that do not fit a canonical shape."""
+    for what in ("mask", "codes"):
+        given = getattr(constraint, what)
+        if given is not None and given.shape != shape:
+            raise InputError(f"{name}: a {what} of shape {list(given.shape)} does not fit, expected {list(shape)}")
 
 
 def check_labels(course: Course, batches: Batches, output: Any) -> None:
