@@ -80,11 +80,14 @@ def compress(
 
 
 def need_data(recipe: Recipe, decided: Plan, network: Network, calibration: Data | None, training: Training | None) -> None:
-    """InputError where a step needs data that was not given, before any work."""
+    """InputError where a step needs data that was not given, or what the framework lacks, before any work."""
     if decided.static:
         if calibration is None:
             raise InputError(f"recipe {recipe.name!r} has static activations: give `calibration`, some 100 typical inputs")
         next(samples(calibration, network.inputs))
+    for index, step in enumerate(recipe.steps):
+        if step.kind == "cluster" and (reason := step.untrainable(network.framework)):
+            raise InputError(f"recipe {recipe.name!r}, steps.{index}: {reason}")
     trains = [f"steps.{index}" for index, step in enumerate(recipe.steps) if step.train]
     if trains and training is None:
         raise InputError(f"recipe {recipe.name!r} trains ({', '.join(trains)}): give `training`, inputs with their labels")

@@ -109,6 +109,7 @@ class Work:
         steps = [i for i in decision.steps if i <= index]
         quantize = next((self.recipe.steps[i] for i in steps if self.recipe.steps[i].step == "quantize"), None)
         codes = self.codes.get(decision.name)
+        dkm = decision.cluster.dkm if decision.cluster and decision.cluster is self.recipe.steps[index] else None
         return Constraint(
             mask=self.masks.get(decision.name),
             codes=codes,
@@ -117,6 +118,7 @@ class Work:
             format=quantize.weights if quantize else None,
             learned=quantize is not None and quantize.scales == "learned",
             scales=self.scales.get(decision.name),
+            temperature=dkm.temperature if dkm else None,
             activations=quantize.activations if quantize else None,
         )
 

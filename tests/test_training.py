@@ -1,5 +1,6 @@
 """Training, in each framework: what a weight was given by earlier steps is kept, on digits of MNIST."""
 
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -9,7 +10,7 @@ from training_cases import training_case, values
 from compress.errors import BrokenFile, InputError, TrainingError
 from compress.formats import DynamicActivations, IntFormat, PerAxis, PerGroup, PerTensor, StaticActivations
 from compress.numerics import encode
-from compress.numerics.clustering import cluster, distinct, values_of
+from compress.numerics.clustering import cluster, codes_of, distinct, values_of
 from compress.numerics.given_scales import encode_at
 from compress.training import Budget, Constraint, Distillation, Training
 
@@ -70,6 +71,42 @@ def test_a_centroid_gets_the_sum_of_its_members_gradients(case):
     for i in range(3):
         wanted = -rate * np.sign(gradient[codes == i].sum())
         np.testing.assert_allclose(moved[codes == i], wanted, rtol=1e-2, atol=0)  # Adam's epsilon, and the centroid's own rounding
+
+
+@pytest.mark.parametrize("per", ["tensor", "axis"])
+def test_weights_choose_their_clusters_in_differentiable_k_means(per):
+    """DKM in PyTorch: nearest centroids in the end, few values, zeros kept, other members than at the start, and no worse than members that stay."""
+    case = training_case("pytorch")
+    hard, soft, shared, weights = {}, {}, {}, values(case.trained)
+    for name, mask in case.sparse().items():
+        codes, centroids = cluster(weights[name], 5, per, mask=mask)
+        shared[name] = values_of(codes, centroids)
+        hard[name] = Constraint(mask, codes, per == "axis", zero=True)
+        soft[name] = replace(hard[name], temperature=1.0)
+    start = case.trained.with_weights({name: weights[name] * c.mask for name, c in hard.items()})
+    learned = case.train(soft, 60, start)
+    for name, constraint in soft.items():
+        value = values(learned)[name]
+        assert distinct(value, per) <= 5 and not value[~constraint.mask].any()
+    assert (codes_of(value, per, constraint.mask) != constraint.codes).any()  # of the linear layer
+    assert case.accuracy(learned) > case.accuracy(case.trained.with_weights(shared))
+    assert case.accuracy(learned) >= case.accuracy(case.train(hard, 60, case.trained.with_weights(shared))) - 0.02
+
+
+def test_a_cold_temperature_is_k_means_and_gradients_reach_every_weight():
+    torch = pytest.importorskip("torch")
+    from compress.backends.pytorch_dkm import SoftClusters
+
+    value = np.random.default_rng(0).standard_normal((6, 50)).astype(np.float32)
+    codes, centroids = cluster(value, 5, "tensor")
+    weights = torch.from_numpy(value).requires_grad_(True)
+    cold = SoftClusters(value, None, Constraint(codes=codes, temperature=1e-4), torch.device("cpu"))
+    np.testing.assert_allclose(cold.attended(weights).detach(), values_of(codes, centroids), atol=2e-3)  # a value halfway between two centroids
+    soft = SoftClusters(value, None, Constraint(codes=codes, temperature=1.0), torch.device("cpu"))
+    found = soft.attended(weights)
+    found[0, 0].backward()
+    assert (weights.grad.numpy()[codes == codes[0, 0]] != 0).all()  # through their centroid
+    assert len(np.unique(soft.nearest(weights).detach())) == 5 < len(np.unique(found.detach()))
 
 
 @pytest.mark.parametrize("fmt", [INT4, INT2], ids=["int4", "int2"])
@@ -189,7 +226,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(case, tmp_path, monk
     codes, _ = cluster(values(case.trained)[logits], 4, "tensor")
     constraints = {
         conv: Constraint(case.sparse()[conv], format=INT4, learned=True, activations=StaticActivations()),
-        logits: Constraint(codes=codes),
+        logits: Constraint(codes=codes, temperature=1.0 if case.name == "pytorch" else None),
     }
     path = tmp_path / "training.safetensors"
     whole, whole_scales = case.trained.train(case.course(constraints, 30))
@@ -285,6 +322,43 @@ def test_a_teacher_alone_teaches(case):
     assert case.accuracy(learned) > 0.8
     with pytest.raises(InputError, match="no teacher"):
         case.train({}, budget=budget)
+
+
+def test_a_teacher_teaches_what_layers_put_out(case):
+    """From one start, with the features' error in the loss, the student's features come nearer to the teacher's."""
+    layer = case.kernels[0].partition("/")[0].partition(".")[0]
+    student, distances = case.opened(2), []
+    for features in (None, "c*v"):
+        budget = Budget(steps=60, distill=Distillation(weight=0.5, features=features, feature_weight=100))
+        learned = case.train({}, start=student, budget=budget, teacher=case.trained)
+        distances.append(np.square(case.features(learned) - case.features(case.trained)).mean())
+        assert case.clean(learned) and case.clean(case.trained)
+    assert distances[1] < 0.8 * distances[0]
+    with pytest.raises(InputError, match=rf"steps.0 \(test\): distill.features: 'cnv' matches no layer; did you mean '{layer}'"):
+        case.train({}, budget=Budget(steps=1, distill=Distillation(features=("conv", "cnv"))), teacher=case.trained)
+    narrow = case.opened(2, filters=6)
+    with pytest.raises(InputError, match=r"layer conv puts out \[\[6?.*6\]?.*\]\] for each sample, its teacher .*8.*; channels that were taken out"):
+        case.train({}, start=narrow, budget=Budget(steps=1, distill=Distillation(features="conv")), teacher=case.trained)
+
+
+def test_a_checkpoint_of_another_teacher_or_loss_is_not_taken_up(case, tmp_path):
+    def train(**given):
+        case.train({}, checkpoint=tmp_path / "training.safetensors", **given)
+
+    budget = Budget(steps=2, distill=Distillation())
+    train(budget=budget, teacher=case.trained)
+    train(budget=budget, teacher=case.trained, progress=lambda *_: pytest.fail("it is done"))
+    with pytest.warns(UserWarning, match="another budget"):
+        train(budget=budget, teacher=case.opened(3))
+    own = [Training(case.data.inputs, case.data.labels, function) for function in (case.distance, case.broken)]
+    assert fingerprints(case, own[0]) == fingerprints(case, own[0]) != fingerprints(case, own[1])
+
+
+def fingerprints(case, data):
+    from compress.backends.training_data import Batches, fingerprint
+
+    course = case.course({}, data=data)
+    return fingerprint(course, Batches(course, case.trained.inputs), values(case.trained))
 
 
 def test_softmax_outputs_of_keras_are_probabilities():

@@ -63,6 +63,10 @@ class Case:
         logits = network.with_weights(weights).run({"image": self.images(images[:1000])})[0]
         return float((logits.argmax(-1) == labels[:1000]).mean())
 
+    def features(self, network) -> np.ndarray:
+        """Outputs of the convolution for some test images."""
+        raise NotImplementedError
+
     def first_loss(self, constraints, **given) -> float:
         losses = []
         self.train(constraints, 1, progress=lambda step, steps, loss: losses.append(loss), **given)
@@ -94,6 +98,10 @@ class Keras(Case):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, network.model(images)))
         return tape.gradient(loss, network.slots[self.kernels[1]].variable.value).numpy().T
+
+    def features(self, network):
+        layer = network.model.get_layer("conv")
+        return np.asarray(layer(digits()[0][:100]))
 
     @staticmethod
     def distance(outputs, labels):
@@ -140,6 +148,12 @@ class Pytorch(Case):
         copy = network.with_weights({}).model.requires_grad_(True)
         torch.nn.functional.cross_entropy(copy(torch.from_numpy(images)), torch.from_numpy(labels)).backward()
         return copy.logits.weight.grad.numpy()
+
+    def features(self, network):
+        import torch
+
+        with torch.no_grad():
+            return network.model.conv(torch.from_numpy(self.images(digits()[0][:100]))).numpy()
 
     @staticmethod
     def distance(outputs, labels):

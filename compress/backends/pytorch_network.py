@@ -185,7 +185,7 @@ def open_model(model: nn.Module, inputs: Data | None) -> PytorchNetwork:
     return PytorchNetwork(model, specs, example, fold_batch_norms(model, copies(example)) + unknown_layers(model))
 
 
-def copies(example: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def copies(example: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Tensors that a model may write into."""
     return tuple(tensor.clone() for tensor in example)
 

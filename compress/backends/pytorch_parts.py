@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from compress.backends.pytorch_dkm import SoftClusters
 from compress.backends.pytorch_network import PytorchNetwork, canonical, framework_layout, tensor_of
 from compress.backends.torch_numerics import stored
 from compress.backends.training_data import check_constraint, clusters
@@ -43,7 +44,8 @@ class Part:
 
     latent   what Adam moves, float32: canonical values of the parameter, or centroids [clusters] or [out * clusters]
     mask     bool in canonical layout, True where the weight may differ from 0; None for everywhere
-    codes    int64, the centroid of each value; None where nothing is clustered
+    codes    int64, the centroid of each value; None where nothing is clustered or weights choose their clusters
+    soft     the clusters that they choose from; None where they do not
     first    learned scales as they start, float32 [scales]; None where none learn
     growth   logarithm of what they are multiplied by: Adam's steps are relative to them then, and they stay positive
     """
@@ -57,11 +59,13 @@ class Part:
         check_constraint(name, constraint, value.shape)
         mask = constraint.codes != 0 if constraint.zero else constraint.mask
         self.mask = None if mask is None else torch.from_numpy(mask).to(device)
-        self.codes = None
-        if constraint.codes is not None:
+        self.codes = self.soft = None
+        if constraint.temperature is not None:
+            self.soft = SoftClusters(value, mask, constraint, device)
+        elif constraint.codes is not None:
             codes, value = clusters(value, constraint)
             self.codes = torch.from_numpy(codes).to(device)
-        elif constraint.mask is not None:
+        if self.codes is None and constraint.mask is not None:
             value = np.where(constraint.mask, value, np.float32(0))
         self.latent = torch.from_numpy(value).to(device).requires_grad_(True)
         self.first = self.growth = None
@@ -75,14 +79,16 @@ class Part:
         """All that learns, by what it is."""
         return {"latent": self.latent} if self.growth is None else {"latent": self.latent, "growth": self.growth}
 
-    def values(self) -> torch.Tensor:
-        """Canonical latent values: pruned and clustered, not rounded."""
+    def values(self, training: bool = False) -> torch.Tensor:
+        """Canonical latent values: pruned and clustered, not rounded. In training, weights that choose their clusters are still between them."""
         found = self.latent if self.codes is None else self.latent[self.codes]
+        if self.soft is not None:
+            found = self.soft.attended(found) if training else self.soft.nearest(found)
         return found if self.mask is None else torch.where(self.mask, found, 0.0)
 
     def placed(self) -> torch.Tensor:
         """What the model computes with, in its own layout."""
-        found, fmt = self.values(), self.constraint.format
+        found, fmt = self.values(training=True), self.constraint.format
         if self.growth is not None:
             found = at_scales(found, self.scales(), fmt)
         elif fmt is not None:

@@ -12,11 +12,11 @@ from time import monotonic
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
-from compress.backends.pytorch_network import PytorchNetwork, flatten
+from compress.backends.pytorch_network import PytorchNetwork
+from compress.backends.pytorch_objective import Objective, floats
 from compress.backends.pytorch_parts import Part
-from compress.backends.training_data import Batches, Checkpoint, advice, check_labels
+from compress.backends.training_data import Batches, Checkpoint, advice
 from compress.errors import InputError, TrainingError
 from compress.formats import Activations, StaticActivations
 from compress.training import Constraint, Course
@@ -49,6 +49,7 @@ class Learner:
     def __init__(self, network: PytorchNetwork, course: Course):
         self.network, self.course = network.with_weights({}), course
         self.batches = Batches(course, network.inputs)
+        self.objective = Objective(self.network, course, self.batches)
         strangers = [name for name in course.constraints if name not in network.names]
         if strangers:
             raise InputError(f"{course.name}: the model has no tensor {', '.join(map(repr, strangers))}")
@@ -58,10 +59,6 @@ class Learner:
         self.ranges = {p.name: torch.zeros(3) for p in self.parts if p.constraint.activations is not None}
         self.total = course.budget.total(self.batches.samples)
         self.adam = torch.optim.Adam([latent for p in self.parts for latent in p.latents.values()])
-        if course.budget.distill and course.teacher is None:
-            raise InputError(f"{course.name}: the budget distils, but there is no teacher")
-        with torch.no_grad():
-            check_labels(course, self.batches, flatten(self.network.model(*self.network.example))[0])
 
     @property
     def device(self) -> torch.device:
@@ -75,6 +72,8 @@ class Learner:
                 found[f"{p.name}|{k}"] = latent.detach().cpu().numpy()
                 for what in MOMENTS:
                     found[f"{p.name}|{k}|{what}"] = moments[what].cpu().numpy() if moments else np.zeros(latent.shape, np.float32)
+            if p.soft is not None:
+                found[f"{p.name}|centroids"] = p.soft.centroids.cpu().numpy()
             if p.mask is not None:
                 found[f"{p.name}|mask"] = p.mask.cpu().numpy()
         return found | {f"{name}|range": seen.numpy() for name, seen in self.ranges.items()}
@@ -86,6 +85,8 @@ class Learner:
                 latent.copy_(torch.from_numpy(arrays[f"{p.name}|{k}"]))
                 moments = {what: torch.from_numpy(arrays[f"{p.name}|{k}|{what}"].copy()).to(self.device) for what in MOMENTS}
                 self.adam.state[latent] = {"step": torch.tensor(float(step)), **moments}
+            if p.soft is not None:
+                p.soft.centroids = torch.from_numpy(arrays[f"{p.name}|centroids"].copy()).to(self.device)
             if p.mask is not None:
                 p.mask = torch.from_numpy(arrays[f"{p.name}|mask"].copy()).to(p.latent.device)
         self.ranges = {name: torch.from_numpy(arrays[f"{name}|range"].copy()) for name in self.ranges}
@@ -100,20 +101,6 @@ class Learner:
         for name, mask in self.course.remask(share, {name: p.canonical() for name, p in masked.items()}).items():
             masked[name].remask(mask)
 
-    def loss(self, tensors: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        outputs = torch.func.functional_call(self.network.model, {p.name: p.placed() for p in self.parts}, tuple(t.clone() for t in tensors))
-        first, task, distill = flatten(outputs)[0].float(), self.course.data.loss, self.course.budget.distill
-        if task == "cross_entropy":
-            loss = functional.cross_entropy(first.reshape(-1, first.shape[-1]), labels.reshape(-1))
-        else:
-            loss = functional.mse_loss(first, labels.float()) if task == "mse" else task(outputs, labels)
-        if distill is None:
-            return loss
-        with torch.no_grad():
-            taught = flatten(self.course.teacher.model(*tensors))[0].float() / distill.temperature
-        divergence = functional.kl_div(functional.log_softmax(first / distill.temperature, -1), taught.log_softmax(-1), reduction="none", log_target=True)
-        return (1 - distill.weight) * loss + distill.weight * distill.temperature**2 * divergence.sum(-1).mean()
-
     def run(self, start: int, save: Callable[[int], None]) -> None:
         course, saved = self.course, monotonic()
         for step in range(start, self.total):
@@ -121,7 +108,7 @@ class Learner:
             arrays, labels = self.batches.at(step)
             tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
             self.adam.zero_grad()
-            loss = self.loss(tensors, torch.from_numpy(labels).to(self.device))
+            loss = self.objective({p.name: p.placed() for p in self.parts}, tensors, torch.from_numpy(labels).to(self.device))
             if not math.isfinite(value := loss.item()):
                 raise TrainingError(
                     f"{course.name}: the loss is {value} at step {step + 1} of {self.total}; {self.culprit(tensors)}{advice(course.checkpoint)}"
@@ -188,10 +175,6 @@ class Learner:
         ends = AVERAGE * seen[:2] + (1 - AVERAGE) * now if seen[2] else now
         self.ranges[name] = torch.cat([ends, torch.ones(1)])
         return ends[0].to(low.device), ends[1].to(low.device)
-
-
-def floats(outputs) -> list[torch.Tensor]:
-    return [t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor) and t.is_floating_point()]
 
 
 def train(network: PytorchNetwork, course: Course) -> tuple[PytorchNetwork, dict[str, np.ndarray]]:

@@ -160,3 +160,26 @@ def test_learned_scales_are_the_plans():
     for name, value in given.values.items():
         assert (small.encoded[name].scales == np.float32(0.1)).all()
         np.testing.assert_array_equal(small.encoded[name].codes, np.clip(np.rint(value / np.float32(0.1)), -8, 7))
+
+
+def test_clusters_that_weights_choose_are_those_of_the_later_steps():
+    """A training that moves weights to other clusters, and one that must keep them."""
+    seen = []
+
+    class Learning(Network):
+        framework = "pytorch"
+
+        def train(self, course):
+            seen.append(course.constraints["a"])
+            return type(self)({name: (3 * (value > 0) - np.float32(1)) * course.constraints[name].mask for name, value in self.values.items()}), {}
+
+    steps = ("{step: prune, sparsity: 0.5}", "{step: cluster, clusters: 8, dkm: {temperature: 0.5}, train: {steps: 3}}")
+    quantize = INT8.replace("quantize", "quantize, train: {steps: 3}")
+    data = Training(np.zeros((4, 1)), np.zeros(4))
+    small = compress(network(Learning), recipe(*steps, quantize), training=data)
+    assert [c.temperature for c in seen] == [0.5, None] and seen[0].codes.max() == 7
+    np.testing.assert_array_equal(seen[1].codes, np.select([small.network.values["a"] > 0, small.network.values["a"] < 0], [2, 1]))
+    with pytest.raises(InputError, match=r"steps\.1: dkm trains PyTorch models, not none ones"):
+        compress(network(), recipe(*steps), training=data)
+    with pytest.raises(RecipeError, match="differentiable k-means trains: give `train`"):
+        recipe("{step: cluster, clusters: 8, dkm: {}}")
