@@ -11,6 +11,8 @@ BENCHMARKS = {
     "study": "benchmarks.study_overhead",
     "codebook": "benchmarks.codebook",
     "encoding": "benchmarks.encoding",
+    "torchao-qat": "benchmarks.torchao_qat",
+    "tfmot-qat": "benchmarks.tfmot_qat",
 }
 
 
