@@ -41,6 +41,7 @@ def run():
 
 def trainer(network, course: Course):
     """Goes over the data again and again, with the graph of its first step."""
+    from compress.backends import training_loop
     from compress.backends.keras_observing import wrapped
     from compress.backends.keras_training import Learner
 
@@ -48,7 +49,7 @@ def trainer(network, course: Course):
 
     def run():
         with wrapped(learner.wrappers):
-            learner.run(0, lambda step: None)
+            training_loop.train(learner, {})
 
     return run
 

@@ -1,12 +1,12 @@
 """Training, in each framework: what a weight was given by earlier steps is kept, on digits of MNIST."""
 
 from dataclasses import replace
-from importlib import import_module
 
 import numpy as np
 import pytest
 from training_cases import training_case, values
 
+from compress.backends import training_loop
 from compress.errors import BrokenFile, InputError, TrainingError
 from compress.formats import DynamicActivations, IntFormat, PerAxis, PerGroup, PerTensor, StaticActivations
 from compress.numerics import encode
@@ -230,7 +230,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(case, tmp_path, monk
     }
     path = tmp_path / "training.safetensors"
     whole, whole_scales = case.trained.train(case.course(constraints, 30))
-    monkeypatch.setattr(import_module(f"compress.backends.{case.name}_training"), "SAVE_SECONDS", 0)
+    monkeypatch.setattr(training_loop, "SAVE_SECONDS", 0)
 
     def stop(step, steps, loss):
         if step == 18:

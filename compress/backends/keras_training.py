@@ -4,26 +4,23 @@ What learns is a latent array per variable. In every step the model's variables 
 gradients at these values go on to the latent arrays.
 """
 
-import math
-from collections.abc import Callable
-from time import monotonic
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from compress.backends import training_loop
 from compress.backends.keras_layouts import walk
 from compress.backends.keras_network import KerasNetwork
 from compress.backends.keras_objective import Objective
 from compress.backends.keras_observing import Wrapper, wrapped
 from compress.backends.keras_parts import BETA_1, BETA_2, parts_of
-from compress.backends.training_data import Batches, Checkpoint, advice
-from compress.errors import TrainingError
+from compress.backends.training_data import Batches
 from compress.formats import Activations, StaticActivations
 from compress.training import Course
 
-SAVE_SECONDS = 10.0
 AVERAGE = 0.99  # of the ranges of static activations: what stays of the old one at every step
 
 
@@ -59,9 +56,8 @@ class Learner:
         self.batches = Batches(course, network.inputs)
         self.objective = Objective(self.network, course, self.batches)
         self.parts = parts_of(self.network, course)
-        self.total = course.budget.total(self.batches.samples)
         self.quantized = {p.name: tf.Variable(tf.zeros(3)) for p in self.parts if p.constraint.activations is not None}
-        self.compiled = tf.function(self.step)
+        self.compiled = tf.function(self.learn)
 
     @property
     def wrappers(self) -> list[tuple[keras.Layer, Wrapper]]:
@@ -69,11 +65,22 @@ class Learner:
         found = {id(p.slot.layer): (p.slot.layer, rounding(p.constraint.activations, self.quantized[p.name])) for p in self.parts if p.name in self.quantized}
         return list(found.values())
 
-    def state(self) -> dict[str, tf.Variable]:
+    def variables(self) -> dict[str, tf.Variable]:
         found = {f"{p.name}|{k}|{what}": variable for p in self.parts for k, latent in p.latents.items() for what, variable in latent.state().items()}
         return found | {f"{name}|range": seen for name, seen in self.quantized.items()}
 
-    def step(self, tensors: list[tf.Tensor], labels: tf.Tensor, rate: tf.Tensor, power_1: tf.Tensor, power_2: tf.Tensor) -> tf.Tensor:
+    def state(self) -> dict[str, np.ndarray]:
+        return {name: variable.numpy() for name, variable in self.variables().items()}
+
+    def restore(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, variable in self.variables().items():
+            variable.assign(arrays[name])
+
+    def step(self, step: int, rate: float, inputs: list[np.ndarray], labels: np.ndarray) -> float:
+        scalars = [tf.constant(value, tf.float32) for value in (rate, BETA_1 ** (step + 1), BETA_2 ** (step + 1))]
+        return float(self.compiled([tf.constant(array) for array in inputs], tf.constant(labels), *scalars))
+
+    def learn(self, tensors: list[tf.Tensor], labels: tf.Tensor, rate: tf.Tensor, power_1: tf.Tensor, power_2: tf.Tensor) -> tf.Tensor:
         """One step inside a graph; a loss that is not finite changes nothing."""
         with tf.GradientTape() as below:
             placed = [each.placed() for each in self.parts]
@@ -88,44 +95,14 @@ class Learner:
         above = [tf.cast(tf.convert_to_tensor(gradients[i]), tf.float32) for i in reached]
         found = below.gradient([placed[i] for i in reached], [latent.variable for latent in latents], above)
 
-        def learn() -> tf.Tensor:
+        def move() -> tf.Tensor:
             for latent, gradient in zip(latents, found, strict=True):
                 latent.learn(tf.convert_to_tensor(gradient), rate, power_1, power_2)
             return loss
 
-        return tf.cond(tf.math.is_finite(loss), learn, lambda: loss)
+        return tf.cond(tf.math.is_finite(loss), move, lambda: loss)
 
-    def remask(self, step: int) -> None:
-        """Asks for new masks while the sparsity grows, and before the last step for those that stay."""
-        last = step == self.total - 1
-        masked = {p.name: p for p in self.parts if p.constraint.mask is not None and p.codes is None}
-        if self.course.remask is None or not masked or (step % self.course.remask_every and not last):
-            return
-        share = 1.0 if last else step / self.total
-        for name, mask in self.course.remask(share, {name: p.canonical() for name, p in masked.items()}).items():
-            masked[name].remask(mask)
-
-    def run(self, start: int, save: Callable[[int], None]) -> None:
-        budget, saved = self.course.budget, monotonic()
-        rate = budget.learning_rate or self.course.data.learning_rate
-        for step in range(start, self.total):
-            self.remask(step)
-            tensors, labels = self.batches.at(step)
-            decayed = rate * (1 + math.cos(math.pi * step / self.total)) / 2
-            scalars = [tf.constant(value, tf.float32) for value in (decayed, BETA_1 ** (step + 1), BETA_2 ** (step + 1))]
-            loss = float(self.compiled([tf.constant(tensor) for tensor in tensors], tf.constant(labels), *scalars))
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"{self.course.name}: the loss is {loss} at step {step + 1} of {self.total}; {self.culprit(tensors)}{advice(self.course.checkpoint)}"
-                )
-            if self.course.progress:
-                self.course.progress(step + 1, self.total, loss)
-            if step + 1 == self.total or monotonic() - saved > SAVE_SECONDS:
-                save(step + 1)
-                saved = monotonic()
-
-    def culprit(self, tensors: list[np.ndarray]) -> str:
-        """The first layer whose outputs are not finite, in the order of the model's calls."""
+    def culprit(self, inputs: list[np.ndarray]) -> str | None:
         found: list[str] = []
 
         def looking(path: str) -> Wrapper:
@@ -140,8 +117,8 @@ class Learner:
 
         leaves = [(layer, looking(path)) for path, layer in walk(self.network.model) if not layer._flatten_layers(include_self=False, recursive=False)]
         with wrapped(leaves):
-            self.network.call(self.network.model, [tf.constant(tensor) for tensor in tensors])
-        return f"the first outputs that are not finite are those of layer {found[0]}" if found else "the outputs of every layer are finite, the loss is not"
+            self.network.call(self.network.model, [tf.constant(array) for array in inputs])
+        return found[0] if found else None
 
 
 def train(network: KerasNetwork, course: Course) -> tuple[KerasNetwork, dict[str, np.ndarray]]:
@@ -152,18 +129,8 @@ def train(network: KerasNetwork, course: Course) -> tuple[KerasNetwork, dict[str
     replaced, with a warning.
     """
     learner = Learner(network, course)
-    checkpoint = Checkpoint(course, learner.batches, {name: weight.value for name, weight in network.weights().items()})
-    start, arrays = checkpoint.read(set(learner.state()))
-    for name, variable in learner.state().items() if start else ():
-        variable.assign(arrays[name])
-
-    def save(step: int) -> None:
-        checkpoint.write(step, {name: variable.numpy() for name, variable in learner.state().items()})
-
-    if not start:
-        save(0)
     with wrapped(learner.wrappers):
-        learner.run(start, save)
+        training_loop.train(learner, {name: weight.value for name, weight in network.weights().items()})
     trained = network.with_weights({p.name: p.canonical() for p in learner.parts})
     notes = tuple(note for note in learner.objective.notes if note not in network.notes)
     scales = {p.name: p.learned_scales() for p in learner.parts if p.growth is not None}

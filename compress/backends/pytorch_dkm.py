@@ -6,9 +6,9 @@ import torch
 from compress.backends.training_data import clusters
 from compress.training import Constraint
 
-ROUNDS = 5  # of k-means in one forward pass, at most: the paper's number
+ROUNDS = 5  # of k-means in one forward pass, at most
 SMALLEST = float(np.finfo(np.float32).tiny)
-STILL = 1e-3  # centroids that move by less than this share of the typical distance have converged
+STILL = 1e-3  # centroids have converged that move by less than this share of the distance that the temperature stands for
 
 
 class SoftClusters:
@@ -19,8 +19,9 @@ class SoftClusters:
 
     def __init__(self, value: np.ndarray, mask: np.ndarray | None, constraint: Constraint, device: torch.device):
         codes, centroids = clusters(value, constraint)
-        away = np.square(value - centroids[codes])
-        self.temperature = constraint.temperature * max(float(away.mean() if mask is None else away[mask].mean()), SMALLEST)
+        kept = np.ones(value.shape, bool) if mask is None else mask
+        distance = float(np.square(value - centroids[codes]).sum(where=kept, dtype=np.float64)) / max(1, int(kept.sum()))
+        self.temperature = constraint.temperature * max(distance, SMALLEST)
         rows = len(value) if constraint.per_axis else 1
         self.mask = None if mask is None else torch.from_numpy(mask.reshape(rows, -1)).to(device)
         centroids = np.ascontiguousarray(centroids.reshape(rows, -1)[:, 0 if mask is None else 1 :])  # 0 is that of pruned weights

@@ -5,23 +5,22 @@ place (torch.func.functional_call); gradients pass rounding straight through (Be
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from time import monotonic
 
 import numpy as np
 import torch
 from torch import nn
 
+from compress.backends import training_loop
 from compress.backends.pytorch_network import PytorchNetwork
 from compress.backends.pytorch_objective import Objective, floats
 from compress.backends.pytorch_parts import Part
-from compress.backends.training_data import Batches, Checkpoint, advice
-from compress.errors import InputError, TrainingError
+from compress.backends.training_data import Batches
+from compress.errors import InputError
 from compress.formats import Activations, StaticActivations
 from compress.training import Constraint, Course
 
-SAVE_SECONDS = 10.0
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 AVERAGE = 0.99  # of the ranges of static activations: what stays of the old one at every step
 
@@ -57,7 +56,6 @@ class Learner:
         names = [name for name in network.names if name in learning or name in course.constraints]
         self.parts = [Part(name, self.network, course.constraints.get(name, Constraint())) for name in names]
         self.ranges = {p.name: torch.zeros(3) for p in self.parts if p.constraint.activations is not None}
-        self.total = course.budget.total(self.batches.samples)
         self.adam = torch.optim.Adam([latent for p in self.parts for latent in p.latents.values()])
 
     @property
@@ -91,46 +89,22 @@ class Learner:
                 p.mask = torch.from_numpy(arrays[f"{p.name}|mask"].copy()).to(p.latent.device)
         self.ranges = {name: torch.from_numpy(arrays[f"{name}|range"].copy()) for name in self.ranges}
 
-    def remask(self, step: int) -> None:
-        """Asks for new masks while the sparsity grows, and before the last step for those that stay."""
-        last = step == self.total - 1
-        masked = {p.name: p for p in self.parts if p.constraint.mask is not None and p.codes is None}
-        if self.course.remask is None or not masked or (step % self.course.remask_every and not last):
-            return
-        share = 1.0 if last else step / self.total
-        for name, mask in self.course.remask(share, {name: p.canonical() for name, p in masked.items()}).items():
-            masked[name].remask(mask)
-
-    def run(self, start: int, save: Callable[[int], None]) -> None:
-        course, saved = self.course, monotonic()
-        for step in range(start, self.total):
-            self.remask(step)
-            arrays, labels = self.batches.at(step)
-            tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
-            self.adam.zero_grad()
-            loss = self.objective({p.name: p.placed() for p in self.parts}, tensors, torch.from_numpy(labels).to(self.device))
-            if not math.isfinite(value := loss.item()):
-                raise TrainingError(
-                    f"{course.name}: the loss is {value} at step {step + 1} of {self.total}; {self.culprit(tensors)}{advice(course.checkpoint)}"
-                )
+    def step(self, step: int, rate: float, inputs: list[np.ndarray], labels: np.ndarray) -> float:
+        self.adam.zero_grad()
+        self.adam.param_groups[0]["lr"] = rate
+        loss = self.objective({p.name: p.placed() for p in self.parts}, self.tensors(inputs), torch.from_numpy(labels).to(self.device))
+        if math.isfinite(value := loss.item()):
             loss.backward()
-            self.learn(step)
-            if course.progress:
-                course.progress(step + 1, self.total, value)
-            if step + 1 == self.total or monotonic() - saved > SAVE_SECONDS:
-                save(step + 1)
-                saved = monotonic()
+            self.adam.step()
+            for p in self.parts:
+                p.hold()
+        return value
 
-    def learn(self, step: int) -> None:
-        rate = self.course.budget.learning_rate or self.course.data.learning_rate
-        self.adam.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / self.total)) / 2
-        self.adam.step()
-        for p in self.parts:
-            p.hold()
+    def tensors(self, inputs: list[np.ndarray]) -> list[torch.Tensor]:
+        return [torch.from_numpy(array).to(self.device) for array in inputs]
 
     @torch.no_grad()
-    def culprit(self, tensors: list[torch.Tensor]) -> str:
-        """The first layer whose outputs are not finite, in the order of the model's calls."""
+    def culprit(self, inputs: list[np.ndarray]) -> str | None:
         found: list[str] = []
 
         def look(path: str):
@@ -138,10 +112,10 @@ class Learner:
 
         leaves = [(path, module) for path, module in self.network.model.named_modules() if not list(module.children())]
         hooks = [module.register_forward_hook(look(path)) for path, module in leaves]
-        torch.func.functional_call(self.network.model, {p.name: p.placed() for p in self.parts}, tuple(tensors))
+        torch.func.functional_call(self.network.model, {p.name: p.placed() for p in self.parts}, tuple(self.tensors(inputs)))
         for hook in hooks:
             hook.remove()
-        return f"the first outputs that are not finite are those of layer {found[0]}" if found else "the outputs of every layer are finite, the loss is not"
+        return found[0] if found else None
 
     @contextmanager
     def rounding(self) -> Iterator[None]:
@@ -185,17 +159,7 @@ def train(network: PytorchNetwork, course: Course) -> tuple[PytorchNetwork, dict
     replaced, with a warning.
     """
     learner = Learner(network, course)
-    checkpoint = Checkpoint(course, learner.batches, {name: weight.value for name, weight in network.weights().items()})
-    start, arrays = checkpoint.read(set(learner.state()))
-    if start:
-        learner.restore(start, arrays)
-
-    def save(step: int) -> None:
-        checkpoint.write(step, learner.state())
-
-    if not start:
-        save(0)
     with learner.rounding():
-        learner.run(start, save)
+        training_loop.train(learner, {name: weight.value for name, weight in network.weights().items()})
     scales = {p.name: p.learned_scales() for p in learner.parts if p.growth is not None}
     return network.with_weights({p.name: p.canonical() for p in learner.parts}), scales

@@ -20,6 +20,8 @@ class Dkm(BaseModel):
     """Differentiable k-means (DKM: Cho et al. 2022): while the step trains, every weight is a mean of the centroids near to it, and may go over to another.
 
     temperature  how far a weight looks, in units of the mean squared distance to the nearest centroid: towards 0 assignments stay as they are
+
+    Training takes memory for some ten times `clusters` numbers for every weight.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
