@@ -13,6 +13,7 @@ BENCHMARKS = {
     "encoding": "benchmarks.encoding",
     "channels": "benchmarks.channels",
     "tfmot": "benchmarks.tfmot_training",
+    "torchao-qat": "benchmarks.torchao_qat",
 }
 
 

@@ -9,6 +9,7 @@ from compress.backends import open_model
 from compress.errors import InputError
 from compress.network import Network
 from compress.numerics import Encoded, encode
+from compress.numerics.given_scales import encode_at
 from compress.plan import Plan, plan
 from compress.recipe import Recipe
 from compress.samples import Data, samples
@@ -66,11 +67,11 @@ def compress(
     work = Work(network, network, recipe, decided, Means(calibration, training, Path(checkpoints) if checkpoints else None, progress))
     for index, step in enumerate(recipe.steps):
         work = step.apply(work, index).checked(index)
-    weights = work.network.weights()
+    weights, scales = work.network.weights(), work.scales
     encoded = {}
     for name, decision in work.plan.compressed.items():
         try:
-            encoded[name] = encode(weights[name].value, decision.format)
+            encoded[name] = encode_at(weights[name].value, decision.format, scales[name]) if name in scales else encode(weights[name].value, decision.format)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     promised = [d.name for d in work.plan.decisions if d.name in encoded and (d.prune or d.cluster)]
@@ -79,11 +80,14 @@ def compress(
 
 
 def need_data(recipe: Recipe, decided: Plan, network: Network, calibration: Data | None, training: Training | None) -> None:
-    """InputError where a step needs data that was not given, before any work."""
+    """InputError where a step needs data that was not given, or what the framework lacks, before any work."""
     if decided.static:
         if calibration is None:
             raise InputError(f"recipe {recipe.name!r} has static activations: give `calibration`, some 100 typical inputs")
         next(samples(calibration, network.inputs))
+    for index, step in enumerate(recipe.steps):
+        if step.kind == "cluster" and (reason := step.untrainable(network.framework)):
+            raise InputError(f"recipe {recipe.name!r}, steps.{index}: {reason}")
     trains = [f"steps.{index}" for index, step in enumerate(recipe.steps) if step.train]
     if trains and training is None:
         raise InputError(f"recipe {recipe.name!r} trains ({', '.join(trains)}): give `training`, inputs with their labels")

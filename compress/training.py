@@ -13,11 +13,17 @@ from compress.samples import Data
 
 
 class Distillation(BaseModel):
-    """The float model teaches: loss = (1 - weight) * task loss + weight * temperature^2 * KL(teacher || student) (Hinton et al. 2015)."""
+    """The float model teaches: loss = (1 - weight) * task loss + weight * temperature^2 * KL(teacher || student) (Hinton et al. 2015).
+
+    features        glob (or several) over names of layers, as `encoder.layer.*.output`; `*` crosses dots and slashes. What these layers put out is taught too:
+                    feature_weight * the mean of their mean squared differences from the teacher's (Romero et al. 2015)
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     weight: float = Field(0.5, gt=0, le=1)
     temperature: float = Field(2.0, gt=0)
+    features: str | tuple[str, ...] | None = None
+    feature_weight: float = Field(1.0, gt=0)
 
 
 class Budget(BaseModel):
@@ -72,7 +78,10 @@ class Constraint:
     codes        int, the cluster of each value; None where nothing was clustered. Values of one cluster learn together (sum of their gradients)
     per_axis     clusters are numbered within each output channel
     zero         cluster 0 stays exactly 0
+    temperature  of differentiable k-means: weights learn one by one and choose their clusters anew, codes are where they start; None where codes stay
     format       what the weight is rounded to in the forward pass (straight-through gradient); None for float
+    learned      whether the format's scales learn
+    scales       where learned scales start, float32 as Encoded.scales; None: where the format's own fit puts them
     activations  what the inputs of its layer are rounded to
     """
 
@@ -80,7 +89,10 @@ class Constraint:
     codes: np.ndarray | None = None
     per_axis: bool = False
     zero: bool = False
+    temperature: float | None = None
     format: Format | None = None
+    learned: bool = False
+    scales: np.ndarray | None = None
     activations: Activations | None = None
 
 

@@ -1,6 +1,7 @@
 """A model on its way through a recipe: what its steps have made of it so far, and the proof that they keep each other's work."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class Work:
     """network  with the values that the steps so far left; pruned weights are 0, clustered ones share values
     masks    bool by tensor name, True where a weight may differ from 0
     codes    cluster of each value by tensor name
+    scales   that training learned, float32 by tensor name
     """
 
     network: Network
@@ -55,6 +57,7 @@ class Work:
     means: Means
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     codes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scales: Mapping[str, np.ndarray] = field(default_factory=dict)
     kept: tuple[Kept, ...] = ()
 
     def taken(self, index: int) -> dict[str, Decision]:
@@ -106,12 +109,16 @@ class Work:
         steps = [i for i in decision.steps if i <= index]
         quantize = next((self.recipe.steps[i] for i in steps if self.recipe.steps[i].step == "quantize"), None)
         codes = self.codes.get(decision.name)
+        dkm = decision.cluster.dkm if decision.cluster and decision.cluster is self.recipe.steps[index] else None
         return Constraint(
             mask=self.masks.get(decision.name),
             codes=codes,
             per_axis=decision.cluster is not None and decision.cluster.per == "axis",
             zero=codes is not None and decision.prune is not None,
             format=quantize.weights if quantize else None,
+            learned=quantize is not None and quantize.scales == "learned",
+            scales=self.scales.get(decision.name),
+            temperature=dkm.temperature if dkm else None,
             activations=quantize.activations if quantize else None,
         )
 
@@ -130,13 +137,9 @@ class Work:
             checkpoint=self.means.folder / f"{self.recipe.id}-{index}.safetensors" if self.means.folder else None,
             progress=(lambda step, steps, loss: self.means.progress(self.label(index), step, steps, loss)) if self.means.progress else None,
         )
-        if course.checkpoint is None:
-            return replace(self, network=self.network.train(course))
-        from filelock import FileLock
-
-        course.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(course.checkpoint.with_suffix(".lock")):  # processes that export one recipe to several files train it once
-            return replace(self, network=self.network.train(course))
+        with locked(course.checkpoint):
+            network, scales = self.network.train(course)
+        return replace(self, network=network, scales={**self.scales, **scales})
 
     def checked(self, index: int, values: Mapping[str, np.ndarray] | None = None) -> "Work":
         """Proves on the network's values, or on the given ones, what the steps up to `index` promise. BrokenInvariant names tensor and step."""
@@ -151,3 +154,16 @@ class Work:
                         raise BrokenInvariant(f"{decision.name}: {claim} does not hold after {self.label(index)}: {reason}")
                     found.append(Kept(decision.name, claim, self.label(index), measured))
         return replace(self, kept=self.kept + tuple(found))
+
+
+@contextmanager
+def locked(checkpoint: Path | None) -> Iterator[None]:
+    """Processes that export one recipe to several files train it once."""
+    if checkpoint is None:
+        yield
+        return
+    from filelock import FileLock
+
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(checkpoint.with_suffix(".lock")):
+        yield

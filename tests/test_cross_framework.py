@@ -10,6 +10,8 @@ import exporters
 from compress.artifact import Artifact, StoredTensor
 from compress.errors import Refused
 from compress.formats import FloatFormat
+from compress.numerics import encode
+from compress.pipeline import compress
 from compress.recipe import Recipe, built_in
 
 FILES = ("litert", "onnx", "torch")
@@ -74,11 +76,21 @@ def test_the_codes_are_the_same_in_every_file(recipe, model):
         assert planned <= set(coded(artifact)), f"{exporter} does not show the codes of every tensor"
 
 
+@pytest.mark.parametrize("model", ["torch_cnn", "keras_cnn"])
+def test_learned_scales_are_the_same_in_every_file(model, tmp_path):
+    from zoo import case
+
+    step = "{step: quantize, scales: learned, train: {steps: 3, batch: 8}, weights: {type: int, bits: 8, granularity: {type: axis}, rule: narrow}}"
+    small = compress(case(model).network, Recipe.parse(f"name: lsq\nsteps: [{step}]"), training=case(model).training)
+    weights = small.network.weights()
+    assert all((encode(weights[name].value, encoded.format).scales != encoded.scales).any() for name, encoded in small.encoded.items())
+    written = [exporters.export(small, tmp_path / f"lsq{exporters.EXPORTERS.load(name).SUFFIX}", name) for name in FILES]
+    assert not differences(written[0], written[1]) and not differences(written[0], written[2])
+
+
 def test_a_code_that_differs_is_named(tmp_path):
     """The law can fail: the same model with one weight changed by a step of its scale."""
     from zoo import case
-
-    from compress.pipeline import compress
 
     _, artifact = exported("onnx", Recipe.load("int8-weight-only"), "torch_linear")
     small = compress(case("torch_linear").network, "int8-weight-only")

@@ -128,13 +128,13 @@ def fits(layer: keras.Layer, norm: keras.layers.BatchNormalization, call: Call, 
 
 def folded_values(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
     """The layer's last kernel (Keras layout) times the norm's scale, and the bias that carries its offset."""
-    as_float = {v.name: keras.ops.convert_to_numpy(v).astype(np.float64) for v in norm.variables}
+    as_float = {v.name: v.value.numpy().astype(np.float64) for v in norm.variables}
     scale = as_float.get("gamma", 1.0) / np.sqrt(as_float["moving_variance"] + norm.epsilon)
     kernel = kernel_of(layer)
-    layout, value = layout_of(layer, kernel), keras.ops.convert_to_numpy(kernel).astype(np.float64)
+    layout, value = layout_of(layer, kernel), kernel.value.numpy().astype(np.float64)
     canonical = layout.canonical(value)
     scaled = canonical * scale.reshape(-1, *[1] * (canonical.ndim - 1))
-    bias = keras.ops.convert_to_numpy(layer.bias).astype(np.float64) if layer.use_bias else 0.0
+    bias = layer.bias.value.numpy().astype(np.float64) if layer.use_bias else 0.0
     offset = (bias - as_float["moving_mean"]) * scale + as_float.get("beta", 0.0)
     return layout.keras(scaled, value.shape).astype(np.float32), offset.astype(np.float32)
 

@@ -51,7 +51,7 @@ class Slot:
     @property
     def value(self) -> np.ndarray:
         """As Keras lays it out; half floats widened."""
-        value = keras.ops.convert_to_numpy(self.variable)
+        value = self.variable.value.numpy()
         return value.astype(np.float32, copy=False) if self.variable.dtype in ("float16", "bfloat16", "float64") else value
 
 

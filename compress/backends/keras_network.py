@@ -63,8 +63,8 @@ class KerasNetwork:
         """A model's outputs for zeros: builds it, or traces it inside a graph."""
         return self.call(model, [keras.ops.zeros(spec.shape, spec.dtype) for spec in self.inputs])
 
-    def train(self, course: Course) -> "KerasNetwork":
-        """A copy with what its variables learned: see compress.backends.keras_training and tf_keras_training."""
+    def train(self, course: Course) -> tuple["KerasNetwork", dict[str, np.ndarray]]:
+        """A copy with what its variables learned, and learned scales: see compress.backends.keras_training and tf_keras_training."""
         if self.from_tf_keras:
             from compress.backends.tf_keras_training import train
         else:

@@ -29,12 +29,14 @@ def wrapped(wrappers: Iterable[tuple[keras.Layer, Wrapper]]) -> Iterator[None]:
     touched = []
     try:
         for layer, wrapper in wrappers:
+            touched.append((layer, vars(layer).get("call")))
             vars(layer)["call"] = around(layer.call, wrapper)
-            touched.append(layer)
         yield
     finally:
-        for layer in reversed(touched):
-            vars(layer).pop("call", None)
+        for layer, before in reversed(touched):
+            vars(layer).pop("call")
+            if before is not None:  # it was wrapped already
+                vars(layer)["call"] = before
 
 
 def observe(network: "KerasNetwork", names: Iterable[str], data: Data, see: See) -> None:

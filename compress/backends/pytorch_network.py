@@ -72,8 +72,8 @@ class PytorchNetwork:
         outputs = self.model(*(torch.tensor(inputs[spec.name]) for spec in self.inputs))  # copies: a model may write into its inputs
         return [tensor.float().numpy() for tensor in flatten(outputs)]
 
-    def train(self, course: Course) -> "PytorchNetwork":
-        """A copy with what its parameters learned: see compress.backends.pytorch_training."""
+    def train(self, course: Course) -> tuple["PytorchNetwork", dict[str, np.ndarray]]:
+        """A copy with what its parameters learned, and learned scales: see compress.backends.pytorch_training."""
         from compress.backends.pytorch_training import train
 
         return train(self, course)
@@ -185,7 +185,7 @@ def open_model(model: nn.Module, inputs: Data | None) -> PytorchNetwork:
     return PytorchNetwork(model, specs, example, fold_batch_norms(model, copies(example)) + unknown_layers(model))
 
 
-def copies(example: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def copies(example: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Tensors that a model may write into."""
     return tuple(tensor.clone() for tensor in example)
 

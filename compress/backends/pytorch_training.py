@@ -5,38 +5,24 @@ place (torch.func.functional_call); gradients pass rounding straight through (Be
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from time import monotonic
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
-from compress.backends.pytorch_network import PytorchNetwork, canonical, flatten, framework_layout, tensor_of
-from compress.backends.training_data import Batches, Checkpoint, advice, check_labels
-from compress.encoding import encode
-from compress.errors import InputError, TrainingError
-from compress.formats import Activations, Format, StaticActivations
+from compress.backends import training_loop
+from compress.backends.pytorch_network import PytorchNetwork
+from compress.backends.pytorch_objective import Objective, floats
+from compress.backends.pytorch_parts import Part
+from compress.backends.training_data import Batches
+from compress.errors import InputError
+from compress.formats import Activations, StaticActivations
 from compress.training import Constraint, Course
 
-SAVE_SECONDS = 10.0
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 AVERAGE = 0.99  # of the ranges of static activations: what stays of the old one at every step
-
-
-class Rounded(torch.autograd.Function):
-    """A tensor as its format holds it, by the core's own arithmetic: the codes are those of the exported file."""
-
-    @staticmethod
-    def forward(context, values: torch.Tensor, fmt: Format) -> torch.Tensor:
-        if values.device.type == "cpu":  # the core's fused loops
-            return torch.from_numpy(encode(values.detach().contiguous().numpy(), fmt).decode())
-        return encode(values.detach().contiguous(), fmt).decode()
-
-    @staticmethod
-    def backward(context, gradient: torch.Tensor):
-        return gradient, None
 
 
 class FakeQuantized(torch.autograd.Function):
@@ -56,77 +42,13 @@ class FakeQuantized(torch.autograd.Function):
         return gradient * inside, None, None, None
 
 
-class Part:
-    """A parameter that learns.
-
-    latent   what Adam moves, float32: canonical values of the parameter, or centroids [clusters] or [out, clusters]
-    mask     bool in canonical layout, True where the weight may differ from 0; None for everywhere
-    codes    int64, the centroid of each value; None where nothing is clustered
-    """
-
-    def __init__(self, name: str, network: PytorchNetwork, constraint: Constraint):
-        self.name, self.constraint = name, constraint
-        self.module, self.kind = network.owner(network.names[name])
-        tensor = tensor_of(network.model, name)
-        self.dtype, device = tensor.dtype, tensor.device
-        value = np.array(canonical(tensor.detach().float().cpu().numpy(), self.module, self.kind))
-        for what in ("mask", "codes"):
-            given = getattr(constraint, what)
-            if given is not None and given.shape != value.shape:
-                raise InputError(f"{name}: a {what} of shape {list(given.shape)} does not fit, expected {list(value.shape)}")
-        self.mask = None if constraint.mask is None else torch.from_numpy(constraint.mask).to(device)
-        self.codes = None
-        if constraint.codes is not None:
-            codes, value = clusters(value, constraint)
-            self.codes = torch.from_numpy(codes).to(device)
-        elif constraint.mask is not None:
-            value = np.where(constraint.mask, value, np.float32(0))
-        self.latent = torch.from_numpy(value).to(device).requires_grad_(True)
-
-    def values(self) -> torch.Tensor:
-        """Canonical latent values: pruned and clustered, not rounded."""
-        found = self.latent if self.codes is None else self.latent.reshape(-1)[self.codes]
-        return found if self.mask is None else torch.where(self.mask, found, 0.0)
-
-    def placed(self) -> torch.Tensor:
-        """What the model computes with, in its own layout."""
-        found = self.values() if self.constraint.format is None else Rounded.apply(self.values(), self.constraint.format)
-        return framework_layout(found, self.module, self.kind).to(self.dtype)
-
-    def canonical(self) -> np.ndarray:
-        return self.values().detach().cpu().numpy()
-
-    @torch.no_grad()
-    def hold(self) -> None:
-        """Puts pruned weights back to 0 after a step."""
-        if self.codes is None and self.mask is not None:
-            self.latent.copy_(torch.where(self.mask, self.latent, 0.0))
-
-    def remask(self, mask: np.ndarray) -> None:
-        self.mask = torch.from_numpy(np.array(mask)).to(self.latent.device)
-        self.hold()
-
-
-def clusters(value: np.ndarray, constraint: Constraint) -> tuple[np.ndarray, np.ndarray]:
-    """(the centroid of each value, int64, the centroids: means of their values); cluster 0 is 0 where the constraint says so."""
-    codes = constraint.codes.astype(np.int64)
-    count = int(codes.max()) + 1
-    if constraint.per_axis:
-        codes = codes + count * np.arange(len(codes)).reshape(-1, *[1] * (codes.ndim - 1))
-    size = count * len(codes) if constraint.per_axis else count
-    members = np.bincount(codes.ravel(), minlength=size)
-    centroids = np.bincount(codes.ravel(), value.ravel(), size) / np.maximum(members, 1)
-    if constraint.zero:
-        centroids[::count] = 0
-    return codes, centroids.astype(np.float32)
-
-
 class Learner:
     """A model while it trains; its parts and ranges are all that changes from step to step."""
 
     def __init__(self, network: PytorchNetwork, course: Course):
         self.network, self.course = network.with_weights({}), course
         self.batches = Batches(course, network.inputs)
+        self.objective = Objective(self.network, course, self.batches)
         strangers = [name for name in course.constraints if name not in network.names]
         if strangers:
             raise InputError(f"{course.name}: the model has no tensor {', '.join(map(repr, strangers))}")
@@ -134,12 +56,7 @@ class Learner:
         names = [name for name in network.names if name in learning or name in course.constraints]
         self.parts = [Part(name, self.network, course.constraints.get(name, Constraint())) for name in names]
         self.ranges = {p.name: torch.zeros(3) for p in self.parts if p.constraint.activations is not None}
-        self.total = course.budget.total(self.batches.samples)
-        self.adam = torch.optim.Adam([p.latent for p in self.parts])
-        if course.budget.distill and course.teacher is None:
-            raise InputError(f"{course.name}: the budget distils, but there is no teacher")
-        with torch.no_grad():
-            check_labels(course, self.batches, flatten(self.network.model(*self.network.example))[0])
+        self.adam = torch.optim.Adam([latent for p in self.parts for latent in p.latents.values()])
 
     @property
     def device(self) -> torch.device:
@@ -148,10 +65,13 @@ class Learner:
     def state(self) -> dict[str, np.ndarray]:
         found = {}
         for p in self.parts:
-            moments = self.adam.state.get(p.latent, {})
-            found[f"{p.name}|latent"] = p.latent.detach().cpu().numpy()
-            for what in ("exp_avg", "exp_avg_sq"):
-                found[f"{p.name}|{what}"] = moments[what].cpu().numpy() if moments else np.zeros(p.latent.shape, np.float32)
+            for k, latent in p.latents.items():
+                moments = self.adam.state.get(latent, {})
+                found[f"{p.name}|{k}"] = latent.detach().cpu().numpy()
+                for what in MOMENTS:
+                    found[f"{p.name}|{k}|{what}"] = moments[what].cpu().numpy() if moments else np.zeros(latent.shape, np.float32)
+            if p.soft is not None:
+                found[f"{p.name}|centroids"] = p.soft.centroids.cpu().numpy()
             if p.mask is not None:
                 found[f"{p.name}|mask"] = p.mask.cpu().numpy()
         return found | {f"{name}|range": seen.numpy() for name, seen in self.ranges.items()}
@@ -159,70 +79,32 @@ class Learner:
     @torch.no_grad()
     def restore(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         for p in self.parts:
-            p.latent.copy_(torch.from_numpy(arrays[f"{p.name}|latent"]))
-            moments = {what: torch.from_numpy(arrays[f"{p.name}|{what}"].copy()).to(p.latent.device) for what in ("exp_avg", "exp_avg_sq")}
-            self.adam.state[p.latent] = {"step": torch.tensor(float(step)), **moments}
+            for k, latent in p.latents.items():
+                latent.copy_(torch.from_numpy(arrays[f"{p.name}|{k}"]))
+                moments = {what: torch.from_numpy(arrays[f"{p.name}|{k}|{what}"].copy()).to(self.device) for what in MOMENTS}
+                self.adam.state[latent] = {"step": torch.tensor(float(step)), **moments}
+            if p.soft is not None:
+                p.soft.centroids = torch.from_numpy(arrays[f"{p.name}|centroids"].copy()).to(self.device)
             if p.mask is not None:
                 p.mask = torch.from_numpy(arrays[f"{p.name}|mask"].copy()).to(p.latent.device)
         self.ranges = {name: torch.from_numpy(arrays[f"{name}|range"].copy()) for name in self.ranges}
 
-    def remask(self, step: int) -> None:
-        """Asks for new masks while the sparsity grows, and before the last step for those that stay."""
-        last = step == self.total - 1
-        masked = {p.name: p for p in self.parts if p.constraint.mask is not None and p.codes is None}
-        if self.course.remask is None or not masked or (step % self.course.remask_every and not last):
-            return
-        share = 1.0 if last else step / self.total
-        for name, mask in self.course.remask(share, {name: p.canonical() for name, p in masked.items()}).items():
-            masked[name].remask(mask)
-
-    def loss(self, tensors: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        outputs = torch.func.functional_call(self.network.model, {p.name: p.placed() for p in self.parts}, tuple(t.clone() for t in tensors))
-        first, task, distill = flatten(outputs)[0].float(), self.course.data.loss, self.course.budget.distill
-        if task == "cross_entropy":
-            loss = functional.cross_entropy(first.reshape(-1, first.shape[-1]), labels.reshape(-1))
-        else:
-            loss = functional.mse_loss(first, labels.float()) if task == "mse" else task(outputs, labels)
-        if distill is None:
-            return loss
-        with torch.no_grad():
-            taught = flatten(self.course.teacher.model(*tensors))[0].float() / distill.temperature
-        divergence = functional.kl_div(functional.log_softmax(first / distill.temperature, -1), taught.log_softmax(-1), reduction="none", log_target=True)
-        return (1 - distill.weight) * loss + distill.weight * distill.temperature**2 * divergence.sum(-1).mean()
-
-    def run(self, start: int, save: Callable[[int], None]) -> None:
-        course, saved = self.course, monotonic()
-        for step in range(start, self.total):
-            self.remask(step)
-            arrays, labels = self.batches.at(step)
-            tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
-            self.adam.zero_grad()
-            loss = self.loss(tensors, torch.from_numpy(labels).to(self.device))
-            if not math.isfinite(value := loss.item()):
-                raise TrainingError(
-                    f"{course.name}: the loss is {value} at step {step + 1} of {self.total}; {self.culprit(tensors)}{advice(course.checkpoint)}"
-                )
+    def step(self, step: int, rate: float, inputs: list[np.ndarray], labels: np.ndarray) -> float:
+        self.adam.zero_grad()
+        self.adam.param_groups[0]["lr"] = rate
+        loss = self.objective({p.name: p.placed() for p in self.parts}, self.tensors(inputs), torch.from_numpy(labels).to(self.device))
+        if math.isfinite(value := loss.item()):
             loss.backward()
-            self.learn(step)
-            if course.progress:
-                course.progress(step + 1, self.total, value)
-            if step + 1 == self.total or monotonic() - saved > SAVE_SECONDS:
-                save(step + 1)
-                saved = monotonic()
+            self.adam.step()
+            for p in self.parts:
+                p.hold()
+        return value
 
-    def learn(self, step: int) -> None:
-        rate = self.course.budget.learning_rate or self.course.data.learning_rate
-        self.adam.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / self.total)) / 2
-        for p in self.parts:
-            if p.codes is not None and p.constraint.zero and p.latent.grad is not None:
-                p.latent.grad[:: int(p.constraint.codes.max()) + 1] = 0  # cluster 0 stays exactly 0
-        self.adam.step()
-        for p in self.parts:
-            p.hold()
+    def tensors(self, inputs: list[np.ndarray]) -> list[torch.Tensor]:
+        return [torch.from_numpy(array).to(self.device) for array in inputs]
 
     @torch.no_grad()
-    def culprit(self, tensors: list[torch.Tensor]) -> str:
-        """The first layer whose outputs are not finite, in the order of the model's calls."""
+    def culprit(self, inputs: list[np.ndarray]) -> str | None:
         found: list[str] = []
 
         def look(path: str):
@@ -230,10 +112,10 @@ class Learner:
 
         leaves = [(path, module) for path, module in self.network.model.named_modules() if not list(module.children())]
         hooks = [module.register_forward_hook(look(path)) for path, module in leaves]
-        torch.func.functional_call(self.network.model, {p.name: p.placed() for p in self.parts}, tuple(tensors))
+        torch.func.functional_call(self.network.model, {p.name: p.placed() for p in self.parts}, tuple(self.tensors(inputs)))
         for hook in hooks:
             hook.remove()
-        return f"the first outputs that are not finite are those of layer {found[0]}" if found else "the outputs of every layer are finite, the loss is not"
+        return found[0] if found else None
 
     @contextmanager
     def rounding(self) -> Iterator[None]:
@@ -269,28 +151,15 @@ class Learner:
         return ends[0].to(low.device), ends[1].to(low.device)
 
 
-def floats(outputs) -> list[torch.Tensor]:
-    return [t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, torch.Tensor) and t.is_floating_point()]
-
-
-def train(network: PytorchNetwork, course: Course) -> PytorchNetwork:
-    """A copy of the network with what its parameters learned; pruned and clustered as constrained, not yet rounded to their formats.
+def train(network: PytorchNetwork, course: Course) -> tuple[PytorchNetwork, dict[str, np.ndarray]]:
+    """A copy of the network with what its parameters learned, pruned and clustered as constrained, not yet rounded to their formats; scales that learned.
 
     The model runs in evaluation mode: statistics of norms stay, nothing is dropped out.
     InputError for data and constraints that do not fit; TrainingError for a loss that is NaN or infinite. An existing checkpoint of another training is
     replaced, with a warning.
     """
     learner = Learner(network, course)
-    checkpoint = Checkpoint(course, learner.batches, {name: weight.value for name, weight in network.weights().items()})
-    start, arrays = checkpoint.read(set(learner.state()))
-    if start:
-        learner.restore(start, arrays)
-
-    def save(step: int) -> None:
-        checkpoint.write(step, learner.state())
-
-    if not start:
-        save(0)
     with learner.rounding():
-        learner.run(start, save)
-    return network.with_weights({p.name: p.canonical() for p in learner.parts})
+        training_loop.train(learner, {name: weight.value for name, weight in network.weights().items()})
+    scales = {p.name: p.learned_scales() for p in learner.parts if p.growth is not None}
+    return network.with_weights({p.name: p.canonical() for p in learner.parts}), scales

@@ -23,7 +23,8 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_schedule i
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
 from compress.backends.keras_layouts import Slot
-from compress.backends.keras_training import AVERAGE, clusters, in_keras
+from compress.backends.keras_parts import clusters, in_keras
+from compress.backends.keras_training import AVERAGE
 from compress.formats import IntFormat, PerAxis, StaticActivations
 from compress.training import Constraint
 

@@ -1,21 +1,21 @@
 """Training of models that came from tf_keras, through TFMOT; what TFMOT cannot hold is trained by the project's own Keras 3 code, and said."""
 
-import math
 import os
-from collections.abc import Callable
-from time import monotonic
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from compress.backends import keras_training
+from compress.backends import keras_training, training_loop
 from compress.backends.keras_network import KerasNetwork
 from compress.backends.keras_objective import Objective
-from compress.backends.training_data import Batches, Checkpoint, advice
-from compress.errors import MissingExtra, TrainingError
-from compress.training import Course
+from compress.backends.keras_parts import BETA_1, BETA_2, EPSILON, in_keras
+from compress.backends.training_data import Batches
+from compress.errors import MissingExtra
+from compress.training import Constraint, Course
 
 
 def tfmot_twin() -> Any:
@@ -42,103 +42,103 @@ class Traced:
         return self.twin.call(tensors, True)
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A weight that a wrapper of the twin holds."""
+
+    name: str
+    constraint: Constraint
+    learner: "Learner"
+
+    @property
+    def codes(self) -> tf.Tensor | None:
+        return self.learner.twin.held[self.name].codes
+
+    def canonical(self) -> np.ndarray:
+        return self.learner.twin.value(self.name, self.learner.network.slots[self.name])
+
+    def remask(self, mask: np.ndarray) -> None:
+        self.learner.twin.held[self.name].mask.assign(in_keras(self.learner.network.slots[self.name], mask))
+
+
 class Learner:
-    """A twin while it trains, by the Adam and the cosine decay of the other backends."""
+    """A twin while it trains."""
 
     def __init__(self, network: KerasNetwork, course: Course, batches: Batches, twin: Any):
         self.network, self.course, self.batches, self.twin = network, course, batches, twin
         self.objective = Objective(Traced(network, twin), course, batches)
-        self.total = course.budget.total(batches.samples)
-        self.variables = list({id(v): v for v in twin.model.trainable_variables}.values())
-        self.moments = [(tf.Variable(tf.zeros(v.shape)), tf.Variable(tf.zeros(v.shape))) for v in self.variables]
-        self.compiled = tf.function(self.step)
+        self.parts = [Part(name, course.constraints[name], self) for name in twin.held]
+        self.learning = list({id(v): v for v in twin.model.trainable_variables}.values())
+        self.moments = [(tf.Variable(tf.zeros(v.shape)), tf.Variable(tf.zeros(v.shape))) for v in self.learning]
+        self.compiled = tf.function(self.learn)
 
-    def state(self) -> dict[str, tf.Variable]:
+    def variables(self) -> dict[str, tf.Variable]:
         named = {id(self.twin.variables[id(slot.variable)]): name for name, slot in self.network.slots.items() if id(slot.variable) in self.twin.variables}
         found = {f"{named.get(id(v), v.name)}|{i}": v for i, v in enumerate(self.twin.model.variables)}
         return found | {f"moment|{i}|{k}": moment for i, pair in enumerate(self.moments) for k, moment in enumerate(pair)}
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {name: variable.numpy() for name, variable in self.variables().items()}
+
+    def restore(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, variable in self.variables().items():
+            variable.assign(arrays[name].reshape(variable.shape))
 
     def values(self) -> dict[str, np.ndarray]:
         """Canonical, by tensor name."""
         return {name: self.twin.value(name, slot) for name, slot in self.network.slots.items() if id(slot.variable) in self.twin.variables}
 
-    def step(self, tensors: list[tf.Tensor], labels: tf.Tensor, rate: tf.Tensor, power_1: tf.Tensor, power_2: tf.Tensor) -> tf.Tensor:
+    def step(self, step: int, rate: float, inputs: list[np.ndarray], labels: np.ndarray) -> float:
+        scalars = [tf.constant(value, tf.float32) for value in (rate, BETA_1 ** (step + 1), BETA_2 ** (step + 1))]
+        return float(self.compiled([tf.constant(array) for array in inputs], tf.constant(labels), *scalars))
+
+    def learn(self, tensors: list[tf.Tensor], labels: tf.Tensor, rate: tf.Tensor, power_1: tf.Tensor, power_2: tf.Tensor) -> tf.Tensor:
         """One step inside a graph; a loss that is not finite changes nothing that learns."""
         with tf.GradientTape() as tape:
             loss = self.objective(tensors, labels)
-        found = zip(self.variables, self.moments, tape.gradient(loss, self.variables), strict=True)
-        learning = [(v, pair, tf.convert_to_tensor(gradient)) for v, pair, gradient in found if gradient is not None]
+        found = zip(self.learning, self.moments, tape.gradient(loss, self.learning), strict=True)
+        reached = [(v, pair, tf.convert_to_tensor(gradient)) for v, pair, gradient in found if gradient is not None]
 
-        def learn() -> tf.Tensor:
-            for variable, (first, second), gradient in learning:
+        def move() -> tf.Tensor:
+            for variable, (first, second), gradient in reached:
                 tf.raw_ops.ResourceApplyAdam(
                     var=variable.handle, m=first.handle, v=second.handle, beta1_power=power_1, beta2_power=power_2,
-                    lr=rate, beta1=keras_training.BETA_1, beta2=keras_training.BETA_2, epsilon=keras_training.EPSILON, grad=gradient,
+                    lr=rate, beta1=BETA_1, beta2=BETA_2, epsilon=EPSILON, grad=gradient,
                 )  # fmt: skip
             return loss
 
-        return tf.cond(tf.math.is_finite(loss), learn, lambda: loss)
+        return tf.cond(tf.math.is_finite(loss), move, lambda: loss)
 
-    def remask(self, step: int) -> None:
-        """Asks for new masks while the sparsity grows, and before the last step for those that stay."""
-        last = step == self.total - 1
-        masked = {name: hold for name, hold in self.twin.held.items() if self.course.constraints[name].mask is not None and hold.codes is None}
-        if self.course.remask is None or not masked or (step % self.course.remask_every and not last):
-            return
-        slots = self.network.slots
-        for name, mask in self.course.remask(1.0 if last else step / self.total, {name: self.twin.value(name, slots[name]) for name in masked}).items():
-            masked[name].mask.assign(keras_training.in_keras(slots[name], mask))
-
-    def run(self, start: int, save: Callable[[int], None]) -> None:
-        saved, rate = monotonic(), self.course.budget.learning_rate or self.course.data.learning_rate
-        for step in range(start, self.total):
-            self.remask(step)
-            tensors, labels = self.batches.at(step)
-            decayed = rate * (1 + math.cos(math.pi * step / self.total)) / 2
-            powers = (keras_training.BETA_1 ** (step + 1), keras_training.BETA_2 ** (step + 1))
-            scalars = [tf.constant(value, tf.float32) for value in (decayed, *powers)]
-            loss = float(self.compiled([tf.constant(tensor) for tensor in tensors], tf.constant(labels), *scalars))
-            if not math.isfinite(loss):
-                where = f"the first outputs that are not finite are those of layer {self.culprit(tensors)}"
-                raise TrainingError(f"{self.course.name}: the loss is {loss} at step {step + 1} of {self.total}; {where}{advice(self.course.checkpoint)}")
-            if self.course.progress:
-                self.course.progress(step + 1, self.total, loss)
-            if step + 1 == self.total or monotonic() - saved > keras_training.SAVE_SECONDS:
-                save(step + 1)
-                saved = monotonic()
-
-    def culprit(self, tensors: list[np.ndarray]) -> str:
-        """The first layer whose outputs are not finite."""
+    def culprit(self, inputs: list[np.ndarray]) -> str | None:
         model = self.twin.model
         layers = [layer for layer in model.layers if layer.name not in model.input_names]
-        outputs = type(model)(model.inputs, [[layer.get_output_at(0)] for layer in layers])([tf.constant(tensor) for tensor in tensors])
+        outputs = type(model)(model.inputs, [[layer.get_output_at(0)] for layer in layers])([tf.constant(array) for array in inputs])
         broken = [getattr(layer, "layer", layer).name for layer, (value,) in zip(layers, outputs, strict=True) if not np.isfinite(value).all()]
-        return broken[0] if broken else "none, only the loss"
+        return broken[0] if broken else None
 
 
-def train(network: KerasNetwork, course: Course) -> KerasNetwork:
+def unheld(course: Course) -> str:
+    """Why TFMOT's wrappers cannot train this, whatever the model, or an empty string."""
+    if not any(c.mask is not None or c.codes is not None or c.format is not None for c in course.constraints.values()):
+        return "nothing to hold"
+    if any(c.learned for c in course.constraints.values()):
+        return "its scales follow from the weights and do not learn"
+    return "its layers are not the teacher's, whose outputs are taught" if course.budget.distill and course.budget.distill.features else ""
+
+
+def train(network: KerasNetwork, course: Course) -> tuple[KerasNetwork, dict[str, np.ndarray]]:
     """As compress.backends.keras_training.train, in tf_keras and inside TFMOT's wrappers. A note says who trained, and why where it was not TFMOT."""
     batches = Batches(course, network.inputs)
     twins = tfmot_twin()
     constraints = {name: c for name, c in course.constraints.items() if c.mask is not None or c.codes is not None or c.format is not None}
     try:
-        if not constraints:
-            raise twins.Untwinned("nothing to hold")
+        if reason := unheld(course):
+            raise twins.Untwinned(reason)
         found = twins.twin(network, constraints, batches.at(0)[0])
     except twins.Untwinned as reason:
-        own = keras_training.train(network, course)
+        own, scales = keras_training.train(network, course)
         own = KerasNetwork(own.model, own.inputs, own.structure, own.notes, network.from_tf_keras)
-        return own.noted(f"{course.name} was trained by this project's own Keras 3 code, not through TFMOT: {reason}")
+        return own.noted(f"{course.name} was trained by this project's own Keras 3 code, not through TFMOT: {reason}"), scales
     learner = Learner(network, course, batches, found)
-    checkpoint = Checkpoint(course, batches, {name: weight.value for name, weight in network.weights().items()})
-    start, arrays = checkpoint.read(set(learner.state()))
-    for name, variable in learner.state().items() if start else ():
-        variable.assign(arrays[name].reshape(variable.shape))
-
-    def save(step: int) -> None:
-        checkpoint.write(step, {name: variable.numpy() for name, variable in learner.state().items()})
-
-    if not start:
-        save(0)
-    learner.run(start, save)
-    return network.with_weights(learner.values()).noted(f"{course.name} was trained in tf_keras through TFMOT", *learner.objective.notes)
+    training_loop.train(learner, {name: weight.value for name, weight in network.weights().items()})
+    return network.with_weights(learner.values()).noted(f"{course.name} was trained in tf_keras through TFMOT", *learner.objective.notes), {}

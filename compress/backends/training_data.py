@@ -1,5 +1,6 @@
 """What trainings share, whatever the framework: batches, checkpoints, checks of labels, moments of what layers see."""
 
+import inspect
 import json
 import os
 import warnings
@@ -13,8 +14,10 @@ import numpy as np
 
 from compress.errors import BrokenFile, InputError, TrainingError
 from compress.network import InputSpec, Network
+from compress.registry import suggest
 from compress.samples import Data, arrays, samples
-from compress.training import Course
+from compress.steps.selector import glob
+from compress.training import Constraint, Course
 
 
 class Batches:
@@ -105,21 +108,82 @@ def advice(checkpoint: Path | None) -> str:
 
 
 def fingerprint(course: Course, batches: Batches, weights: Mapping[str, np.ndarray]) -> str:
-    """Equal for the same budget, loss, constraints, data and first weights. What a loss of one's own computes is not looked at, only its name."""
+    """Equal for the same budget, loss, constraints, data, teacher and first weights. A loss of one's own counts by its source, not by what it closes over."""
     data, loss = course.data, course.data.loss
     said = {
         "budget": course.budget.model_dump(),
         "rate": course.budget.learning_rate or data.learning_rate,
-        "loss": loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__),
+        "loss": loss if isinstance(loss, str) else source(loss),
         "shapes": [list(array.shape) for array in batches.inputs],
         "remask": course.remask_every if course.remask else None,
-        "constraints": {name: [repr(c.format), repr(c.activations), c.per_axis, c.zero] for name, c in course.constraints.items()},
+        "constraints": {name: [repr(c.format), repr(c.activations), c.per_axis, c.zero, c.learned, c.temperature] for name, c in course.constraints.items()},
     }
     digest = sha256(json.dumps(said, sort_keys=True).encode())
-    fixed = [(name, array) for name, c in course.constraints.items() for array in (c.mask, c.codes) if array is not None]
-    for name, array in [*weights.items(), *fixed, *(("", array) for array in (*batches.inputs, batches.labels))]:
+    fixed = [(name, array) for name, c in course.constraints.items() for array in (c.mask, c.codes, c.scales) if array is not None]
+    taught = course.teacher.weights() if course.budget.distill else {}
+    given = [("", array) for array in (*batches.inputs, batches.labels)]
+    for name, array in [*weights.items(), *((name, weight.value) for name, weight in taught.items()), *fixed, *given]:
         digest.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def source(function: Any) -> str:
+    """A function's source code, or its name where Python does not have it."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return getattr(function, "__qualname__", type(function).__name__)
+
+
+def clusters(value: np.ndarray, constraint: Constraint) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 codes in the shape of a canonical value, numbered through all channels; float32 centroids [all clusters], the means of their values).
+
+    Cluster 0 is 0 where the constraint says so.
+    """
+    codes = constraint.codes.astype(np.int64)
+    count = int(codes.max()) + 1
+    size = count * len(codes) if constraint.per_axis else count
+    if constraint.per_axis:
+        codes = codes + count * np.arange(len(codes)).reshape(-1, *[1] * (codes.ndim - 1))
+    members = np.bincount(codes.ravel(), minlength=size)
+    centroids = np.bincount(codes.ravel(), value.ravel(), size) / np.maximum(members, 1)
+    if constraint.zero:
+        centroids[::count] = 0
+    return codes, centroids.astype(np.float32)
+
+
+def check_constraint(name: str, constraint: Constraint, shape: tuple[int, ...]) -> None:
+    """InputError for a mask or codes that do not fit a canonical shape."""
+    for what in ("mask", "codes"):
+        given = getattr(constraint, what)
+        if given is not None and given.shape != shape:
+            raise InputError(f"{name}: a {what} of shape {list(given.shape)} does not fit, expected {list(shape)}")
+
+
+def feature_layers(course: Course, names: Iterable[str]) -> list[str]:
+    """The layers whose outputs a teacher teaches. InputError where there is no teacher, or a glob matches no layer."""
+    distill = course.budget.distill
+    if distill is None:
+        return []
+    if course.teacher is None:
+        raise InputError(f"{course.name}: the budget distils, but there is no teacher")
+    names, patterns = list(names), (distill.features,) if isinstance(distill.features, str) else distill.features or ()
+    for pattern in patterns:
+        if not any(glob(pattern, name) for name in names):
+            close = suggest(pattern, names)
+            raise InputError(f"{course.name}: distill.features: {pattern!r} matches no layer; {close}the model has {', '.join(names[:6])}, ...")
+    return [name for name in names if glob(patterns, name)]
+
+
+def check_features(course: Course, found: Mapping[str, list[Any]], taught: Mapping[str, list[Any]]) -> None:
+    """InputError where the outputs of a layer are not of the teacher's shapes, or there are none."""
+    for name, tensors in found.items():
+        here, there = ([list(t.shape[1:]) for t in each] for each in (tensors, taught[name]))
+        if not here:
+            raise InputError(f"{course.name}: distill.features: layer {name} has no floating-point outputs, or the model does not call it")
+        if here != there:
+            reason = "channels that were taken out have no teacher: name layers that kept theirs"
+            raise InputError(f"{course.name}: distill.features: layer {name} puts out {here} for each sample, its teacher {there}; {reason}")
 
 
 def check_labels(course: Course, batches: Batches, output: Any) -> None:

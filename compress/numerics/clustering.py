@@ -63,6 +63,16 @@ def values_of(codes: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return np.take_along_axis(centroids, codes.reshape(len(codes), -1).astype(np.intp), 1).reshape(codes.shape)
 
 
+def codes_of(values: np.ndarray, per: Per, mask: np.ndarray | None = None) -> np.ndarray:
+    """uint8 codes of values that share few already, ascending within each tensor or channel; 0 where the mask prunes, and nowhere else."""
+    rows = rows_of(values, per)
+    kept = np.ones(rows.shape, bool) if mask is None else rows_of(np.asarray(mask, bool), per)
+    found = np.zeros(rows.shape, np.uint8)
+    for row, some, codes in zip(rows, kept, found, strict=True):
+        codes[some] = np.unique(row[some], return_inverse=True)[1] + (mask is not None)
+    return found.reshape(values.shape)
+
+
 def distinct(values: np.ndarray, per: Per) -> int:
     """How many different values a tensor has, or the output channel that has most."""
     if not values.size:

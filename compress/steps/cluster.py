@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from compress.formats import CodebookFormat, Learned, PerAxis, PerTensor
 from compress.network import Weight
@@ -16,11 +16,24 @@ if TYPE_CHECKING:
     from compress.work import Work
 
 
+class Dkm(BaseModel):
+    """Differentiable k-means (DKM: Cho et al. 2022): while the step trains, every weight is a mean of the centroids near to it, and may go over to another.
+
+    temperature  how far a weight looks, in units of the mean squared distance to the nearest centroid: towards 0 assignments stay as they are
+
+    Training takes memory for some ten times `clusters` numbers for every weight.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    temperature: float = Field(1.0, gt=0)
+
+
 class Cluster(BaseModel):
     """Selected weights take at most `clusters` different values, in each tensor or output channel; zero is one of them where the weight was pruned.
 
     initialization  optimal (one-dimensional k-means, exact), or linear, density, kmeans++ as in tensorflow-model-optimization
     train           centroids learn: all weights of a cluster together
+    dkm             weights learn instead, and choose their clusters anew; null: members of clusters stay. PyTorch models only
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +43,13 @@ class Cluster(BaseModel):
     per: Literal["tensor", "axis"] = "tensor"
     initialization: Literal["optimal", "linear", "density", "kmeans++"] = "optimal"
     train: Budget | None = None
+    dkm: Dkm | None = None
+
+    @model_validator(mode="after")
+    def trained(self) -> "Cluster":
+        if self.dkm and not self.train:
+            raise ValueError("dkm: differentiable k-means trains: give `train`")
+        return self
 
     def format(self, zero: bool) -> CodebookFormat:
         """How clustered weights are stored where no later step says it: codes and a codebook."""
@@ -41,14 +61,18 @@ class Cluster(BaseModel):
 
     def apply(self, work: "Work", index: int) -> "Work":
         """The network whose weights share values, trained where the step has a budget."""
-        from compress.numerics.clustering import cluster, values_of
+        from compress.numerics.clustering import cluster, codes_of, values_of
 
-        values, codes = {}, {}
-        for name, value in work.values(work.taken(index)).items():
+        names, values, codes = work.taken(index), {}, {}
+        for name, value in work.values(names).items():
             codes[name], centroids = cluster(value, self.clusters, self.per, self.initialization, work.masks.get(name))
             values[name] = values_of(codes[name], centroids)
-        work = work.with_values(values).with_codes(codes)
-        return work.learned(index, self.train) if self.train else work
+        work = work.with_codes(codes)
+        if not self.dkm:
+            work = work.with_values(values)
+            return work.learned(index, self.train) if self.train else work
+        work = work.learned(index, self.train)
+        return work.with_codes({name: codes_of(value, self.per, work.masks.get(name)) for name, value in work.values(names).items()})
 
     def holds(self, value: np.ndarray, mask: np.ndarray | None) -> Iterator[tuple[str, str, str | None]]:
         """(claim, what was measured, why it does not hold or None) for a tensor after this step."""
@@ -60,6 +84,11 @@ class Cluster(BaseModel):
     def unfit(self, weight: Weight) -> str | None:
         """Every tensor can be clustered."""
         return None
+
+    def untrainable(self, framework: str) -> str | None:
+        """Why a framework cannot train this, or None."""
+        other = self.dkm and framework != "pytorch"
+        return f"dkm trains PyTorch models, not {framework} ones: without it, centroids learn by the gradients of their weights" if other else None
 
     def clash(self, earlier: "list[Step]") -> str | None:
         """Why clustering would undo earlier steps, or None."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from compress.errors import InputError
 from compress.formats import CodebookFormat, DynamicActivations, FloatFormat, Format, IntFormat, PerAxis, PerTensor, StaticActivations
@@ -27,7 +27,9 @@ def named(value: Any) -> Any:
 class Quantize(BaseModel):
     """Selected weights get the format `weights`, a document or a preset's name; `activations` says what their layers compute with (null: float).
 
-    train  quantization-aware training: the forward pass computes with the rounded numbers, what earlier steps made is kept
+    train   quantization-aware training: the forward pass computes with the rounded numbers, what earlier steps made is kept
+    scales  fitted: by the format's rule, to the values of every moment; learned: from there by their own gradient while the step trains
+            (LSQ: Esser et al. 2020), for symmetric integers
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +38,19 @@ class Quantize(BaseModel):
     weights: Annotated[IntFormat | FloatFormat | CodebookFormat, Field(discriminator="type"), BeforeValidator(named)]
     activations: Annotated[DynamicActivations | StaticActivations, Field(discriminator="type")] | None = None
     train: Budget | None = None
+    scales: Literal["fitted", "learned"] = "fitted"
+
+    @model_validator(mode="after")
+    def learnable(self) -> "Quantize":
+        if self.scales == "fitted":
+            return self
+        from compress.numerics.given_scales import unlearnable
+
+        if self.train is None:
+            raise ValueError("scales: they are learned by training: give `train`")
+        if reason := unlearnable(self.weights):
+            raise ValueError(f"scales: those of {self.weights} cannot learn: {reason}")
+        return self
 
     @property
     def kind(self) -> str:

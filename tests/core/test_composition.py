@@ -8,6 +8,7 @@ from compress.network import Weight
 from compress.pipeline import compress
 from compress.plan import plan
 from compress.recipe import Recipe
+from compress.training import Training
 
 INT8 = "{step: quantize, weights: {type: int, bits: 8, granularity: {type: tensor}, rule: narrow}}"
 
@@ -125,3 +126,60 @@ def test_an_undone_step_is_an_error():
 
     with pytest.raises(BrokenInvariant, match=r"a: pruned weights are 0 does not hold after steps\.0 \(prune\): 480 pruned weights"):
         compress(network(Forgetful), recipe("{step: prune, sparsity: 0.5}"))
+
+
+LEARNED = "{step: quantize, scales: learned, train: {steps: 3}, weights: {type: int, bits: 4, granularity: {type: axis}, "
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (INT8.replace("quantize", "quantize, scales: learned"), "learned by training: give `train`"),
+        (LEARNED + "rule: asymmetric}}", "rule asymmetric has more than one positive scale"),
+        (LEARNED + "rule: signed}}", "rule signed has more than one positive scale"),
+        (LEARNED + "scale_dtype: float8_e8m0}}", "float8_e8m0 is too coarse"),
+        (LEARNED + "rounding: half_away}}", "rounding: half_away is not what training computes, half_even is"),
+        (LEARNED.replace("axis", "block, size: 64") + "}}", "per tensor, axis or group of one size, not block-64"),
+        ("{step: quantize, scales: learned, train: {steps: 3}, weights: bnb.nf4.dq}", "levels of its own"),
+        ("{step: quantize, scales: learned, train: {steps: 3}, weights: {type: float, dtype: float16}}", "float16 cannot learn: it has none"),
+    ],
+)
+def test_scales_that_cannot_learn_are_refused_when_the_recipe_is_read(step, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe(step)
+
+
+def test_learned_scales_are_the_plans():
+    class Learning(Network):
+        def train(self, course):
+            assert all(c.learned and c.scales is None for c in course.constraints.values())
+            return self, {name: np.full(len(value), 0.1, np.float32) for name, value in self.values.items()}
+
+    given = network(Learning)
+    small = compress(given, recipe(LEARNED + "}}"), training=Training(np.zeros((4, 1)), np.zeros(4)))
+    for name, value in given.values.items():
+        assert (small.encoded[name].scales == np.float32(0.1)).all()
+        np.testing.assert_array_equal(small.encoded[name].codes, np.clip(np.rint(value / np.float32(0.1)), -8, 7))
+
+
+def test_clusters_that_weights_choose_are_those_of_the_later_steps():
+    """A training that moves weights to other clusters, and one that must keep them."""
+    seen = []
+
+    class Learning(Network):
+        framework = "pytorch"
+
+        def train(self, course):
+            seen.append(course.constraints["a"])
+            return type(self)({name: (3 * (value > 0) - np.float32(1)) * course.constraints[name].mask for name, value in self.values.items()}), {}
+
+    steps = ("{step: prune, sparsity: 0.5}", "{step: cluster, clusters: 8, dkm: {temperature: 0.5}, train: {steps: 3}}")
+    quantize = INT8.replace("quantize", "quantize, train: {steps: 3}")
+    data = Training(np.zeros((4, 1)), np.zeros(4))
+    small = compress(network(Learning), recipe(*steps, quantize), training=data)
+    assert [c.temperature for c in seen] == [0.5, None] and seen[0].codes.max() == 7
+    np.testing.assert_array_equal(seen[1].codes, np.select([small.network.values["a"] > 0, small.network.values["a"] < 0], [2, 1]))
+    with pytest.raises(InputError, match=r"steps\.1: dkm trains PyTorch models, not none ones"):
+        compress(network(), recipe(*steps), training=data)
+    with pytest.raises(RecipeError, match="differentiable k-means trains: give `train`"):
+        recipe("{step: cluster, clusters: 8, dkm: {}}")
