@@ -74,7 +74,7 @@ def made(pattern=None, per=None, fmt=None, activations=None):
             codes, centroids = cluster(value, 4, per, mask=mask)
             value = values_of(codes, centroids)
         start[name] = value
-        constraints[name] = Constraint(mask, codes, per == "axis", codes is not None and mask is not None, fmt, activations)
+        constraints[name] = Constraint(mask, codes, per == "axis", codes is not None and mask is not None, format=fmt, activations=activations)
     return opened().with_weights(start), constraints
 
 
@@ -116,7 +116,7 @@ def test_training_through_tfmot_keeps_what_earlier_steps_made(case):
     pattern, per, fmt, activations = CASES[case]
     start, constraints = made(pattern, per, fmt, activations)
     losses = []
-    learned = start.train(course(constraints, progress=lambda step, steps, loss: losses.append(loss)))
+    learned, _ = start.train(course(constraints, progress=lambda step, steps, loss: losses.append(loss)))
     assert learned.notes[-1] == "steps.0 (test) was trained in tf_keras through TFMOT"
     kept(learned, constraints, fmt, per)
     for name, value in values(learned).items():
@@ -144,7 +144,7 @@ def test_masks_grow_as_the_core_says():
         return {name: sparse(np.abs(value), Unstructured(), 0.8 * max(share, 0.1)) for name, value in current.items()}
 
     constraints = {name: Constraint(mask=np.ones_like(values(opened())[name], bool)) for name in KERNELS}
-    learned = opened().train(course(constraints, 20, remask=remask, remask_every=10))
+    learned, _ = opened().train(course(constraints, 20, remask=remask, remask_every=10))
     assert asked == [0, 0.5, 1]
     assert all((values(learned)[name] == 0).mean() == pytest.approx(0.8, abs=0.05) for name in KERNELS)
 
@@ -187,7 +187,7 @@ def test_graphs_with_branches_nested_models_and_shared_layers_train_alike():
     assert {"shared/kernel", "inner/first/kernel", "head/kernel"} == set(names)
     constraints = {name: Constraint(mask=np.abs(values(network)[name]) > 0.2) for name in names}
     start = network.with_weights({name: values(network)[name] * c.mask for name, c in constraints.items()})
-    learned = start.train(course(constraints, data=Training(data, np.arange(32) % 4, learning_rate=3e-3)))
+    learned, _ = start.train(course(constraints, data=Training(data, np.arange(32) % 4, learning_rate=3e-3)))
     assert "through TFMOT" in learned.notes[-1]
     kept(learned, constraints)
     for name in ("before/moving_mean", "before/moving_variance"):
@@ -204,11 +204,11 @@ def test_graphs_with_branches_nested_models_and_shared_layers_train_alike():
     ],
 )
 def test_what_tfmot_cannot_hold_is_trained_by_keras_3_and_said(constraint, reason):
-    learned = opened().train(course({"hidden/kernel": constraint}, 2))
+    learned, _ = opened().train(course({"hidden/kernel": constraint}, 2))
     assert f"own Keras 3 code, not through TFMOT: {reason}" in learned.notes[-1]
     assert not np.array_equal(values(learned)["hidden/kernel"], values(opened())["hidden/kernel"])
     masks, pruned = {"logits/kernel": Constraint(mask=values(learned)["logits/kernel"] > 0)}, None
-    pruned = learned.train(course(masks, 1))  # the next step is TFMOT's again
+    pruned, _ = learned.train(course(masks, 1))  # the next step is TFMOT's again
     assert "through TFMOT" in pruned.notes[-1] and "not through" not in pruned.notes[-1]
 
 
@@ -216,17 +216,17 @@ def test_recurrent_layers_are_trained_by_keras_3_and_said():
     network = open_model(randomized(tf_keras.Sequential([layers.Input((4, 3)), layers.LSTM(5, name="lstm"), layers.Dense(5)])), None)
     name = next(n for n, w in network.weights().items() if w.kind == "recurrent")
     data = Training(noise(16, 4, 3), np.arange(16) % 5)
-    learned = network.train(course({name: Constraint(mask=values(network)[name] > 0)}, 1, data=data))
+    learned, _ = network.train(course({name: Constraint(mask=values(network)[name] > 0)}, 1, data=data))
     assert f"{name}: its wrappers hold no recurrent weights" in learned.notes[-1]
 
 
 def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path, monkeypatch):
-    from compress.backends import keras_training
+    from compress.backends import training_loop
 
     start, constraints = made("unstructured", "tensor", INT8["tensor"], StaticActivations())
     constraints["conv/kernel"] = Constraint(mask=constraints["conv/kernel"].mask)
-    whole = start.train(course(constraints))
-    monkeypatch.setattr(keras_training, "SAVE_SECONDS", 0)
+    whole, _ = start.train(course(constraints))
+    monkeypatch.setattr(training_loop, "SAVE_SECONDS", 0)
 
     def stop(step, steps, loss):
         if step == 5:
@@ -235,7 +235,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         start.train(course(constraints, checkpoint=tmp_path / "it.safetensors", progress=stop))
     steps = []
-    resumed = start.train(course(constraints, checkpoint=tmp_path / "it.safetensors", progress=lambda step, *_: steps.append(step)))
+    resumed, _ = start.train(course(constraints, checkpoint=tmp_path / "it.safetensors", progress=lambda step, *_: steps.append(step)))
     assert steps == [5, 6, 7, 8]
     for name, value in values(whole).items():
         np.testing.assert_array_equal(values(resumed)[name], value, err_msg=name)
