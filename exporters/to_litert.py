@@ -145,7 +145,7 @@ def read(path: Path) -> Contents:
 
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
     """Converts to float, lets litert-quantizer place the operators around the core's numbers, and embeds what `read` needs."""
-    from exporters import litert_once, litert_placing, tflite_file
+    from exporters import litert_once, litert_placing, litert_sparse, tflite_file
     from exporters.litert_calibration import calibrate, with_decoded
     from exporters.litert_float import float_file
     from exporters.litert_reading import told
@@ -175,7 +175,7 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
         notes = (*notes, *wide)
     if packed:
         written = litert_once.pack(written, packed)
-    written = tflite_file.compacted(written)
+    written = tflite_file.compacted(litert_sparse.pack(written))
     check_loads(written)
     path.write_bytes(written)
     unclear = [name for name in wanted if any(layout.file_name in converted.unclear for layout in converted.layouts[name])]
