@@ -29,6 +29,7 @@ class StoredTensor:
     scales: np.ndarray | None = field(default=None, repr=False)  # float32 like Encoded.scales, times its global scale where it has one
     zero_points: np.ndarray | None = field(default=None, repr=False)  # like scales; None where every zero point is 0
     codebook: np.ndarray | None = field(default=None, repr=False)  # float32 like Encoded.codebook, or [entries] of a table with a name that the file holds
+    values: np.ndarray | None = field(default=None, repr=False)  # float32 in canonical layout, of a weight without format whose zeros the file leaves out
     zeros: float | None = None  # share of the values that are 0; None where the file's values are not looked at
     distinct: int | None = None  # different values of a float tensor, or codes in use; None where they are more than 256
 
@@ -120,7 +121,7 @@ class Artifact:
 
     def without_codes(self) -> "Artifact":
         """The same facts without the arrays: what crosses to a measuring process."""
-        tensors = tuple(replace(t, codes=None, scales=None, zero_points=None, codebook=None) for t in self.tensors)
+        tensors = tuple(replace(t, codes=None, scales=None, zero_points=None, codebook=None, values=None) for t in self.tensors)
         return replace(self, contents=replace(self.contents, tensors=tensors))
 
     @property

@@ -131,7 +131,10 @@ def stored(model: Any, place: tflite_file.Place, name: str, reason: str, layout:
     payload, scale_bytes, zero_bytes = (0, 0, 0) if bare else sizes(model, place, counted)
     facts = {"payload_bytes": payload, "scale_bytes": scale_bytes, "zero_point_bytes": zero_bytes}
     if place.dtype == "float32":
-        facts |= spread(tflite_file.values(model, place)) if tflite_file.is_known(place) else {}
+        values = tflite_file.values(model, place) if tflite_file.is_known(place) else None
+        facts |= {} if values is None else spread(values)
+        if layout and place.tensor.sparsity is not None:
+            facts["values"] = layout.to_canonical(values)
         return StoredTensor(name, place.name, layout.canonical if layout else place.shape, place.dtype, placement, cause or reason, **facts)
     codes = tflite_file.values(model, place) if tflite_file.is_known(place) else None
     codes = None if codes is None else np.array(layout.to_canonical(codes) if layout else codes)  # a copy: the file's bytes are not kept

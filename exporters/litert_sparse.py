@@ -5,16 +5,21 @@ zeros sparse, where a model is a chain of them from a 3x3 convolution with strid
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from compress.numerics.sparse import worth
 from exporters import tflite_file
 from exporters.litert_nodes import Nodes
 from exporters.tflite_file import Place
 from exporters.tflite_sparse import Rows
+from exporters.to_litert import sparse_bytes
 
+ITEMS = ("float32", "float16", "int8")
+WHOLE = "the file holds every zero of these, as LiteRT runs zeros that it leaves out only in float32 layers and in int8 convolutions with static activations"
 REASON = "the file leaves its zeros out, and DENSIFY puts them back when the model loads: in memory it takes its full size"
-GRAPH = 350  # bytes of DENSIFY, its output tensor and the axes, as measured
-WORTH = 0.9  # of the dense bytes: a file that shrinks by less is not worth the work at loading
 CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
 FLOAT = {**dict.fromkeys(("FULLY_CONNECTED", *CONVOLUTIONS, "EMBEDDING_LOOKUP"), 1), "GATHER": 0}
 """Operators that take float32 from DENSIFY, and the input that is their weight.
@@ -23,27 +28,34 @@ Not DEQUANTIZE: where XNNPACK leaves the layer behind it alone, it reads before 
 """
 
 
-def pack(data: bytes) -> bytes:
-    """The file with weights sparse where that takes fewer bytes and the runtime computes the very same with them."""
+def pack(data: bytes, names: Mapping[str, str]) -> tuple[bytes, tuple[str, ...]]:
+    """The file with weights sparse where that takes fewer bytes and the runtime computes the very same with them, and a note on those that stay whole.
+
+    names: the plan's, by those of the file.
+    """
     model = tflite_file.parse(data, "the dense model")
     graph = model.subgraphs[0]
     nodes = Nodes(model, graph)
-    done: dict[tuple, tuple[int, Any]] = {}  # tied weights share their bytes
-    for place in tflite_file.constants(model):
-        if place.graph is not graph or not can_be_sparse(model, place):
+    made: dict[tuple, tuple[int, Any]] = {}  # tied weights share their bytes
+    whole = []
+    for place in [place for place in tflite_file.constants(model) if place.graph is graph and len(place.shape) > 1 and place.dtype in ITEMS]:
+        values = tflite_file.values(model, place)
+        if not worth(sparse_bytes(values.shape, values.itemsize, np.count_nonzero(values)), values.nbytes):
             continue
-        key = place.tensor.buffer, place.shape
-        if key not in done:
-            rows = Rows.of(tflite_file.values(model, place))
-            worth = rows.nbytes + GRAPH < WORTH * tflite_file.payload_bytes(place.shape, place.dtype)
-            done[key] = (tflite_file.add_buffer(model, rows.values), rows.parameters()) if worth else None
-        if done[key]:
-            densify(nodes, place, *done[key])
-    if not nodes.operators:
-        return data
+        if can_be_sparse(model, place):
+            key = place.tensor.buffer, place.shape
+            if key not in made:
+                rows = Rows.of(values)
+                made[key] = tflite_file.add_buffer(model, rows.values), rows.parameters()
+            densify(nodes, place, *made[key])
+        else:
+            whole.append(names.get(place.name, place.name))
+    notes = (f"{WHOLE}: {', '.join(dict.fromkeys(whole))}",) if whole else ()
+    if not made:
+        return data, notes
     graph.operators = [*nodes.operators, *graph.operators]
     tflite_file.empty_unused(model)
-    return tflite_file.serialized(model)
+    return tflite_file.serialized(model), notes
 
 
 def densify(nodes: Nodes, place: Place, buffer: int, parameters: Any) -> None:
@@ -58,7 +70,7 @@ def densify(nodes: Nodes, place: Place, buffer: int, parameters: Any) -> None:
 def can_be_sparse(model: Any, place: Place) -> bool:
     """Whether every operator that reads a constant takes it from DENSIFY with the very same result."""
     readers = tflite_file.consumers(place)
-    return len(place.shape) > 1 and bool(readers) and place.index not in place.graph.outputs and all(takes(model, place, reader) for reader in readers)
+    return bool(readers) and place.index not in place.graph.outputs and all(takes(model, place, reader) for reader in readers)
 
 
 def takes(model: Any, place: Place, operator: Any) -> bool:

@@ -8,22 +8,9 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-Shape = tuple[int, ...]
+from compress.numerics.sparse import Shape, best_axis, index_type
+
 INDEX_TYPES = {np.dtype(np.uint8): "Uint8Vector", np.dtype(np.uint16): "Uint16Vector", np.dtype(np.int32): "Int32Vector"}
-
-
-def index_type(largest: int) -> np.dtype:
-    return np.dtype(np.uint8 if largest < 1 << 8 else np.uint16 if largest < 1 << 16 else np.int32)
-
-
-def rows_bytes(shape: Shape, axis: int, stored: int) -> int:
-    """What the places of `stored` values take in compressed rows along an axis."""
-    rows = prod(shape) // shape[axis]
-    return stored * index_type(shape[axis] - 1).itemsize + (rows + 1) * index_type(stored).itemsize
-
-
-def best_axis(shape: Shape, stored: int) -> int:
-    return min(range(len(shape)), key=lambda axis: rows_bytes(shape, axis, stored))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +30,12 @@ class Rows:
 
     @classmethod
     def of(cls, dense: np.ndarray) -> "Rows":
-        """Along the axis that takes the fewest bytes. -0.0 counts as a value, so that every bit comes back."""
-        kept = dense.view(f"u{dense.itemsize}") != 0
-        axis = best_axis(dense.shape, int(kept.sum()))
-        rows, kept = (np.moveaxis(array, axis, -1).reshape(-1, dense.shape[axis]) for array in (dense, kept))
-        starts = np.concatenate([[0], np.cumsum(kept.sum(1))])
-        places = np.nonzero(kept)[1]
-        return cls(dense.shape, axis, rows[kept], starts.astype(index_type(starts[-1])), places.astype(index_type(dense.shape[axis] - 1)))
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes + self.starts.nbytes + self.places.nbytes
+        """Along the axis that takes the fewest bytes. A zero with a sign, as pruning makes them, loses it."""
+        axis = best_axis(dense.shape, np.count_nonzero(dense))
+        rows = np.moveaxis(dense, axis, -1).reshape(-1, dense.shape[axis])
+        starts = np.concatenate([[0], np.cumsum(np.count_nonzero(rows, axis=1))])
+        places = np.nonzero(rows)[1]
+        return cls(dense.shape, axis, rows[rows != 0], starts.astype(index_type(starts[-1])), places.astype(index_type(dense.shape[axis] - 1)))
 
     def dense(self) -> np.ndarray:
         """ValueError or IndexError where the parts do not fit together."""
