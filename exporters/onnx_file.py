@@ -19,12 +19,13 @@ from compress.numerics.scaling import ScaleCodes
 from compress.numerics.storing import FORMAT
 from exporters import METADATA_KEY
 from exporters import onnx_packing as packing
+from exporters.onnx_sparse import Kept
 
 BITS = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4e2m1": 4}
 MOVING = ("Transpose", "Reshape", "Slice", "Cast", "Identity")
 INTEGER = {"QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm"}
 INTEGER |= {"MatMulNBits", "MatMulBnb4"}
-CODES = ("codes", "blocks", "bnb4", "rows")  # the parts of a tensor, by what the ledger calls them; tables that all tensors share count for none
+CODES = ("codes", "mask", "blocks", "bnb4", "rows")  # the parts of a tensor, by what the ledger calls them; tables that all tensors share count for none
 SCALES = ("scales", "kernel_scales", "global_scale", "scale_codes", "scale_factors", "scale_offset", "codebook", "codebook_scales", "levels")
 ZERO_POINTS = ("zero_points", "block_zero_points")
 
@@ -178,8 +179,12 @@ def in_float(name: str, about: dict, constants: dict[str, TensorProto]) -> Store
 def compressed(name: str, about: dict, constants: dict[str, TensorProto]) -> StoredTensor:
     parts = {role: constants[file_name] for role, file_name in about["constants"].items()}
     arrays = {role: numpy_helper.to_array(tensor) for role, tensor in parts.items()}
-    fmt, shape = FORMAT.validate_python(about["format"]), tuple(about["shape"])
-    sizes = {role: byte_size(tensor) for role, tensor in parts.items()}
+    sizes, shape = {role: byte_size(tensor) for role, tensor in parts.items()}, tuple(about["shape"])
+    if "format" not in about:
+        values = Kept(arrays["codes"], arrays["mask"]).dense(shape)
+        facts = spread(values) | {"values": values}
+        return StoredTensor(name, about["file_name"], shape, "float32", about["placement"], about["reason"], sum(sizes.values()), **facts)
+    fmt = FORMAT.validate_python(about["format"])
     return StoredTensor(
         name,
         about["file_name"],
@@ -203,7 +208,8 @@ def dtype_of(fmt: Format) -> str:
 def numbers(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> dict[str, np.ndarray | None]:
     """The arrays of a StoredTensor."""
     if isinstance(fmt, FloatFormat):
-        return {"codes": arrays["codes"] if fmt.dtype == "float16" else arrays["codes"].view(np.uint16)}
+        values = arrays["codes"] if fmt.dtype == "float16" else arrays["codes"].view(np.uint16)
+        return {"codes": Kept(values, arrays["mask"]).dense(shape) if "mask" in arrays else values}
     zero = zero_points(arrays, fmt, shape, scale_shape) if isinstance(fmt, IntFormat) else None
     return {"codes": codes(arrays, fmt, shape), "scales": scales(arrays, fmt, scale_shape), "zero_points": zero, "codebook": codebook(arrays)}
 
@@ -211,6 +217,9 @@ def numbers(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...], 
 def codes(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...]) -> np.ndarray:
     if "bnb4" in arrays:
         return LAYOUTS["matmulbnb4"].unpack(arrays["bnb4"], 4, shape)
+    if "mask" in arrays:
+        stored = 1 + int(np.bitwise_count(arrays["mask"]).sum())
+        return Kept(packing.unpacked_codes(arrays["codes"], fmt, (stored,)), arrays["mask"]).dense(shape)
     if "rows" in arrays:
         return packing.unpacked_rows(arrays["rows"], fmt, shape)
     return packing.unpacked_blocks(arrays["blocks"], fmt, shape) if "blocks" in arrays else packing.unpacked_codes(arrays["codes"], fmt, shape)
