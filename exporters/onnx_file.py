@@ -16,10 +16,10 @@ from compress.formats import FloatFormat, Format, IntFormat
 from compress.network import InputSpec
 from compress.numerics.layouts import LAYOUTS
 from compress.numerics.scaling import ScaleCodes
+from compress.numerics.sparse import filled, from_mask
 from compress.numerics.storing import FORMAT
 from exporters import METADATA_KEY
 from exporters import onnx_packing as packing
-from exporters.onnx_sparse import Kept
 
 BITS = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4e2m1": 4}
 MOVING = ("Transpose", "Reshape", "Slice", "Cast", "Identity")
@@ -181,7 +181,7 @@ def compressed(name: str, about: dict, constants: dict[str, TensorProto]) -> Sto
     arrays = {role: numpy_helper.to_array(tensor) for role, tensor in parts.items()}
     sizes, shape = {role: byte_size(tensor) for role, tensor in parts.items()}, tuple(about["shape"])
     if "format" not in about:
-        values = Kept(arrays["codes"], arrays["mask"]).dense(shape)
+        values = whole(arrays["codes"], arrays, shape)
         facts = spread(values) | {"values": values}
         return StoredTensor(name, about["file_name"], shape, "float32", about["placement"], about["reason"], sum(sizes.values()), **facts)
     fmt = FORMAT.validate_python(about["format"])
@@ -208,8 +208,7 @@ def dtype_of(fmt: Format) -> str:
 def numbers(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> dict[str, np.ndarray | None]:
     """The arrays of a StoredTensor."""
     if isinstance(fmt, FloatFormat):
-        values = arrays["codes"] if fmt.dtype == "float16" else arrays["codes"].view(np.uint16)
-        return {"codes": Kept(values, arrays["mask"]).dense(shape) if "mask" in arrays else values}
+        return {"codes": whole(arrays["codes"] if fmt.dtype == "float16" else arrays["codes"].view(np.uint16), arrays, shape)}
     zero = zero_points(arrays, fmt, shape, scale_shape) if isinstance(fmt, IntFormat) else None
     return {"codes": codes(arrays, fmt, shape), "scales": scales(arrays, fmt, scale_shape), "zero_points": zero, "codebook": codebook(arrays)}
 
@@ -217,12 +216,17 @@ def numbers(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...], 
 def codes(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...]) -> np.ndarray:
     if "bnb4" in arrays:
         return LAYOUTS["matmulbnb4"].unpack(arrays["bnb4"], 4, shape)
-    if "mask" in arrays:
-        stored = 1 + int(np.bitwise_count(arrays["mask"]).sum())
-        return Kept(packing.unpacked_codes(arrays["codes"], fmt, (stored,)), arrays["mask"]).dense(shape)
     if "rows" in arrays:
         return packing.unpacked_rows(arrays["rows"], fmt, shape)
-    return packing.unpacked_blocks(arrays["blocks"], fmt, shape) if "blocks" in arrays else packing.unpacked_codes(arrays["codes"], fmt, shape)
+    if "blocks" in arrays:
+        return packing.unpacked_blocks(arrays["blocks"], fmt, shape)
+    stored = (1 + int(np.bitwise_count(arrays["mask"]).sum()),) if "mask" in arrays else shape
+    return whole(packing.unpacked_codes(arrays["codes"], fmt, stored), arrays, shape)
+
+
+def whole(values: np.ndarray, arrays: dict[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """The tensor, its most frequent value filled in where the file leaves that out."""
+    return filled(values, from_mask(arrays["mask"], prod(shape))).reshape(shape) if "mask" in arrays else values
 
 
 def scales(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...]) -> np.ndarray | None:

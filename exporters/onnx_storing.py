@@ -9,13 +9,14 @@ import onnx_ir as ir
 
 from compress.formats import FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor
 from compress.numerics import Encoded, reach
+from compress.numerics.sparse import to_mask, without
 from exporters import onnx_codebooks as codebooks
 from exporters import onnx_unpacking as unpack
 from exporters.onnx_graph import Builder
 from exporters.onnx_layouts import Layout
 from exporters.onnx_packing import HALF, block_reach, is_signed, packed_block_zero_points, packed_blocks, packed_codes, packed_scales
 from exporters.onnx_schemes import block_of, columns, width
-from exporters.onnx_sparse import Kept, filled
+from exporters.onnx_sparse import filled
 
 FLOAT = ir.DataType.FLOAT
 Maker = Callable[[tuple[int, ...]], ir.Value | None]
@@ -68,9 +69,9 @@ class Stored:
         return self.build.cast(codes, dtype, f"{name}/wide") if isinstance(fmt, FloatFormat) else unpack.integers(self.build, codes, fmt, shape, dtype, name)
 
     def filled(self, dtype: ir.DataType) -> ir.Value:
-        kept = Kept.of(self.encoded.codes)
-        codes, mask = self.once("codes", lambda: self.typed(kept.values)), self.once("mask", lambda: kept.mask)
-        return filled(self.build, self.cast(codes, kept.values.shape, dtype), mask, self.shape, f"{self.name}/sparse")
+        values, kept = without(self.encoded.codes)
+        codes, mask = self.once("codes", lambda: self.typed(values)), self.once("mask", lambda: to_mask(kept))
+        return filled(self.build, self.cast(codes, values.shape, dtype), mask, self.shape, f"{self.name}/sparse")
 
     def bytes(self, rows: tuple[int, int]) -> ir.Value:
         """int8 or uint8 codes."""

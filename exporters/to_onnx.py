@@ -14,7 +14,7 @@ from compress.artifact import Contents
 from compress.errors import ExportError, Refused
 from compress.formats import CodebookFormat, StaticActivations
 from compress.numerics import Encoded
-from compress.numerics.sparse import mask_bytes, worth
+from compress.numerics.sparse import mask_bytes, to_mask, without, worth
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from exporters import METADATA_KEY, Placed, metadata, placements
@@ -157,7 +157,7 @@ def placed_weight(build, value, layout, encoded: Encoded, decision: Decision, us
 
 def sparse_floats(small: Compressed, build, found) -> dict[str, dict[str, Any]]:
     """Leaves the zeros out of weights without a format, where that is smaller; what `read` needs to know of them."""
-    from exporters.onnx_sparse import Kept, filled, is_smaller
+    from exporters.onnx_sparse import filled, is_smaller
     from exporters.onnx_storing import in_layout
 
     stored = {}
@@ -169,8 +169,8 @@ def sparse_floats(small: Compressed, build, found) -> dict[str, dict[str, Any]]:
         dense = layout.canonical(value.const_value.numpy(), shape)
         if not is_smaller(dense, 32):
             continue
-        kept = Kept.of(dense)
-        codes, mask = build.constant(f"{name}/codes", kept.values), build.constant(f"{name}/mask", kept.mask)
+        values, kept = without(dense)
+        codes, mask = build.constant(f"{name}/codes", values), build.constant(f"{name}/mask", to_mask(kept))
         build.replace(value, in_layout(build, filled(build, codes, mask, shape, name), shape, layout, name))
         constants = {"codes": codes.name, "mask": mask.name}
         stored[name] = {"file_name": codes.name, "placement": "decoded", "reason": FILLED, "constants": constants, "shape": list(shape)}

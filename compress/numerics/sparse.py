@@ -1,4 +1,4 @@
-"""Arrays without their zeros: where the other values lie, as a bitmask or in compressed rows, and how many bytes that takes."""
+"""Arrays without their zeros: where the other values lie, as a bitmask or in compressed rows, and how many bytes that takes. NumPy alone."""
 
 from math import prod
 
@@ -13,7 +13,29 @@ def worth(sparse: int, dense: int) -> bool:
     return sparse < WORTH * dense
 
 
-# --- a bit for each value ---
+# --- a list of values without the most frequent one ---
+
+
+def most_frequent(values: np.ndarray) -> np.generic:
+    """0 of floats, the most frequent one of 8- and 16-bit codes."""
+    if values.dtype.kind == "f":
+        return values.dtype.type(0)
+    unsigned = f"u{values.itemsize}"
+    return np.array(np.bincount(values.ravel().view(unsigned)).argmax(), unsigned).view(values.dtype)[()]
+
+
+def without(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The most frequent value and after it all others, [1 + stored], and bool [n]: where those lie."""
+    common, flat = most_frequent(values), values.ravel()
+    kept = flat != common
+    return np.concatenate([np.array([common], values.dtype), flat[kept]]), kept
+
+
+def filled(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """[n], the inverse. ValueError where they do not fit together."""
+    found = np.full(kept.size, values[0])
+    found[kept] = values[1:]
+    return found
 
 
 def mask_bytes(count: int) -> int:
@@ -22,28 +44,27 @@ def mask_bytes(count: int) -> int:
 
 def to_mask(kept: np.ndarray) -> np.ndarray:
     """uint8 [ceil(n / 8)], low bits first."""
-    return np.packbits(kept.ravel(), bitorder="little")
+    return np.packbits(kept, bitorder="little")
 
 
 def from_mask(mask: np.ndarray, count: int) -> np.ndarray:
-    """bool [count]."""
+    """bool [count]. ValueError for a mask of another length."""
+    if mask.size != mask_bytes(count):
+        raise ValueError(f"a mask of {count} values has {mask_bytes(count)} bytes, not {mask.size}")
     return np.unpackbits(mask, count=count, bitorder="little").astype(bool)
 
 
-# --- compressed rows of 255 values, whatever the tensor's shape ---
+def row_count(count: int) -> int:
+    return -(-count // ROW)
 
 
-def flat_rows_bytes(count: int, stored: int) -> int:
-    return -(-count // ROW) + stored
-
-
-def to_flat_rows(kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [rows] and [stored]: how many values each row keeps, and their places in it."""
+def to_rows(kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [rows] and [stored]: how many values each row of 255 keeps, and their places in it."""
     places = np.flatnonzero(kept)
-    return np.bincount(places // ROW, minlength=-(-kept.size // ROW)).astype(np.uint8), (places % ROW).astype(np.uint8)
+    return np.bincount(places // ROW, minlength=row_count(kept.size)).astype(np.uint8), (places % ROW).astype(np.uint8)
 
 
-def from_flat_rows(counts: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
+def from_rows(counts: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
     """bool [count]. ValueError or IndexError where they do not fit together."""
     kept = np.zeros(count, bool)
     kept[np.repeat(np.arange(len(counts)) * ROW, counts) + places] = True
