@@ -3,6 +3,7 @@
 import hashlib
 import zlib
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class StoredTensor:
     zero_points: np.ndarray | None = field(default=None, repr=False)  # like scales; None where every zero point is 0
     codebook: np.ndarray | None = field(default=None, repr=False)  # float32 like Encoded.codebook, or [entries] of a table with a name that the file holds
     values: np.ndarray | None = field(default=None, repr=False)  # float32 in canonical layout, of a weight without format whose zeros the file leaves out
+    filled_in: bool = False  # whether the file leaves zeros out, which the runtime fills in when it loads the file
     zeros: float | None = None  # share of the values that are 0; None where the file's values are not looked at
     distinct: int | None = None  # different values of a float tensor, or codes in use; None where they are more than 256
 
@@ -91,6 +93,16 @@ class Ledger:
             "float_bytes": sum(t.size_bytes for t in tensors if t.placement in ("float", "simulated")),
         }
         return cls(size, **parts, graph=size - sum(parts.values()))
+
+
+def in_memory(tensors: tuple[StoredTensor, ...]) -> dict[str, int]:
+    """Bytes of compressed weights once a file is loaded and has run, scales aside: what a kernel reads as it is stored, and what was expanded for it."""
+    native = [t for t in tensors if t.placement == "native"]
+    return {
+        "as in the file": sum(t.payload_bytes for t in native if not t.filled_in),
+        "with their zeros filled in": sum(prod(t.shape) for t in native if t.filled_in),  # integers of 8 bits
+        "expanded to float32, if not row by row": sum(4 * prod(t.shape) for t in tensors if t.placement == "decoded"),
+    }
 
 
 @dataclass(frozen=True)

@@ -129,11 +129,11 @@ def stored(model: Any, place: tflite_file.Place, name: str, reason: str, layout:
     """One constant; `bare` where its bytes are another tensor's as well and were counted there."""
     placement, cause = placement_of(model, place)
     payload, scale_bytes, zero_bytes = (0, 0, 0) if bare else sizes(model, place, counted)
-    facts = {"payload_bytes": payload, "scale_bytes": scale_bytes, "zero_point_bytes": zero_bytes}
+    facts = {"payload_bytes": payload, "scale_bytes": scale_bytes, "zero_point_bytes": zero_bytes, "filled_in": place.tensor.sparsity is not None}
     if place.dtype == "float32":
         values = tflite_file.values(model, place) if tflite_file.is_known(place) else None
         facts |= {} if values is None else spread(values)
-        if layout and place.tensor.sparsity is not None:
+        if layout and facts["filled_in"]:
             facts["values"] = layout.to_canonical(values)
         return StoredTensor(name, place.name, layout.canonical if layout else place.shape, place.dtype, placement, cause or reason, **facts)
     codes = tflite_file.values(model, place) if tflite_file.is_known(place) else None

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
 from compress.artifact import Contents, StoredTensor, spread
-from compress.errors import BrokenFile
+from compress.errors import BrokenFile, RecipeError
 from compress.formats import FloatFormat, Format, IntFormat
 from compress.network import InputSpec
 from compress.numerics.layouts import LAYOUTS
@@ -70,7 +70,7 @@ def metadata(model: onnx.ModelProto, path: Path) -> dict:
         return {}
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise BrokenFile(f"{path.name}: its compresskit metadata is not JSON: {error}") from error
 
 
@@ -164,7 +164,10 @@ def stored_tensors(told: dict, constants: dict[str, TensorProto], path: Path) ->
         if missing:
             raise BrokenFile(f"{path.name}: {name} should be in {', '.join(missing)}, which the file does not have")
         taken.update(names)
-        found.append(compressed(name, about, constants) if "constants" in about else in_float(name, about, constants))
+        try:
+            found.append(compressed(name, about, constants) if "constants" in about else in_float(name, about, constants))
+        except (KeyError, ValueError, TypeError, IndexError, RecipeError) as error:
+            raise BrokenFile(f"{path.name}: what the file has of {name} does not fit together: {error}") from error
     return tuple(found), taken
 
 
@@ -182,7 +185,7 @@ def compressed(name: str, about: dict, constants: dict[str, TensorProto]) -> Sto
     sizes, shape = {role: byte_size(tensor) for role, tensor in parts.items()}, tuple(about["shape"])
     if "format" not in about:
         values = whole(arrays["codes"], arrays, shape)
-        facts = spread(values) | {"values": values}
+        facts = spread(values) | {"values": values, "filled_in": True}
         return StoredTensor(name, about["file_name"], shape, "float32", about["placement"], about["reason"], sum(sizes.values()), **facts)
     fmt = FORMAT.validate_python(about["format"])
     return StoredTensor(
@@ -195,6 +198,7 @@ def compressed(name: str, about: dict, constants: dict[str, TensorProto]) -> Sto
         sum(sizes.get(role, 0) for role in CODES),
         sum(sizes.get(role, 0) for role in SCALES),
         sum(sizes.get(role, 0) for role in ZERO_POINTS),
+        filled_in="mask" in arrays,
         **numbers(arrays, fmt, shape, tuple(about["scale_shape"] or ())),
     )
 
