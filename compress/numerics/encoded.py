@@ -54,7 +54,7 @@ class Encoded:
         """Writes a safetensors file that describes itself; it appears whole or not at all.
 
         The most frequent code, 0 in a pruned tensor, is left out where that is smaller: `ledger.file_bytes` says the size before.
-        entropy: codes are Zstandard frames, near `ledger.shannon_bytes`, which is a bound and not the size.
+        entropy: codes are Zstandard frames. How small is not known before; `ledger.shannon_bytes` is a bound where codes do not depend on their neighbours.
         """
         from compress.numerics.storing import save
 

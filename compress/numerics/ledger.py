@@ -26,7 +26,7 @@ class TensorLedger:
 
     @property
     def shannon_bytes(self) -> int:
-        """A bound for the payload: coding codes one by one, however well, takes no fewer bytes."""
+        """A bound for the payload: whoever codes codes one by one, however well, needs no fewer bytes."""
         return ceil(self.shannon_bits * self.float32_bytes / 32)
 
     @property
