@@ -11,6 +11,7 @@ BENCHMARKS = {
     "study": "benchmarks.study_overhead",
     "codebook": "benchmarks.codebook",
     "encoding": "benchmarks.encoding",
+    "sparse": "benchmarks.sparse_files",
 }
 
 
