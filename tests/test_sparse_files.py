@@ -87,7 +87,7 @@ def outputs(artifact, network, data) -> list[np.ndarray]:
     return [session.run({network.inputs[0].name: data[i : i + 1]})[0] for i in range(4)]
 
 
-CASES = [(layer, scheme) for layer in LAYERS for scheme in QUANTIZED if scheme in ("float32", "int8-static") or layer == "conv"]
+CASES = [(layer, scheme) for layer in LAYERS for scheme in QUANTIZED if scheme == "float32" or layer == "conv" or scheme == "int8-static" and layer == "linear"]
 
 
 @pytest.mark.parametrize(("layer", "scheme"), CASES)
@@ -105,7 +105,7 @@ def test_a_file_without_zeros_is_smaller_and_computes_the_same(suffix, layer, sc
         assert FILLS[suffix] in sparse.contents.operators
         most = 0.5 if scheme == "float32" else 0.85
         assert sparse.ledger.payload < most * (dense.ledger.payload + (dense.ledger.float_bytes if scheme == "float32" else 0))
-        told = [tensor for tensor in sparse.tensors if len(tensor.shape) > 1]
+        told = [tensor for tensor in sparse.tensors if tensor.name in {d.name for d in small.plan.decisions if d.prune}]
         assert all("full size" in tensor.reason and tensor.zeros > 0.75 for tensor in told)
     assert sparse.ledger.file_bytes <= dense.ledger.file_bytes
     for name, encoded in small.encoded.items():
@@ -146,7 +146,7 @@ def test_litert_names_what_keeps_its_zeros(tmp_path):
 @functools.cache
 def middle_sized():
     torch.manual_seed(9)
-    layers = (layer for _ in range(4) for layer in (torch.nn.Conv2d(256, 256, 3, padding=1), torch.nn.ReLU()))
+    layers = (layer for _ in range(2) for layer in (torch.nn.Conv2d(256, 256, 3, padding=1), torch.nn.ReLU()))
     data = normal(4, 256, 4, 4)
     return open_model(torch.nn.Sequential(*layers), data[:1]), data
 
