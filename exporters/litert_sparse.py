@@ -40,8 +40,9 @@ def pack(data: bytes, names: Mapping[str, str]) -> tuple[bytes, tuple[str, ...]]
     whole = []
     for place in [place for place in tflite_file.constants(model) if place.graph is graph and len(place.shape) > 1 and place.dtype in ITEMS]:
         values = tflite_file.values(model, place)
-        if not worth(sparse_bytes(values.shape, values.itemsize, np.count_nonzero(values)), values.nbytes):
-            continue
+        stored = np.count_nonzero(values)
+        if not stored or not worth(sparse_bytes(values.shape, values.itemsize, stored), values.nbytes):
+            continue  # a constant without any value is none for LiteRT
         if can_be_sparse(model, place):
             key = place.tensor.buffer, place.shape
             if key not in made:

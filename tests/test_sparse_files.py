@@ -121,6 +121,16 @@ def test_few_zeros_stay_where_they_are(suffix, scheme, tmp_path):
     assert all("zeros" not in tensor.reason.split("left out")[0] or tensor.placement == "float" for tensor in artifact.tensors)
 
 
+@pytest.mark.parametrize("suffix", SPARSE)
+def test_a_layer_of_zeros_computes_its_bias(suffix, tmp_path):
+    model = torch.nn.Conv2d(32, 40, 3)
+    torch.nn.init.zeros_(model.weight)
+    data = normal(8, 32, 9, 9)
+    network = open_model(model, data[:1])
+    for got in outputs(written(network, data, pruned(0.8), tmp_path / f"m{suffix}")[1], network, data):
+        assert np.array_equal(got, np.broadcast_to(model.bias.detach().numpy()[:, None, None], got.shape))
+
+
 @pytest.mark.parametrize("layer", ["linear", "conv", "embedding"])
 def test_litert_computes_the_same_without_xnnpack(layer, tmp_path):
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
