@@ -68,7 +68,7 @@ def left_out(decision: Decision) -> int:
     """Bytes that a pruned weight takes less without its zeros; 0 where LiteRT needs it whole. See exporters.litert_sparse."""
     fmt, shape = decision.format, decision.shape
     static = fmt is not None and fmt.bits == 8 and isinstance(decision.activations, StaticActivations) and decision.kind.startswith(("conv", "depthwise"))
-    if decision.prune is None or not (static or fmt is None) or decision.kind in ("recurrent", "conv3d"):
+    if decision.prune is None or not (static or fmt is None) or decision.kind.endswith("3d"):
         return 0
     size = 4 if fmt is None else 1
     stored = round((1 - decision.prune.share) * prod(shape))

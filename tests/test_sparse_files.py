@@ -30,14 +30,11 @@ QUANTIZED = {
     "float32": None,
     "int8-static": Quantize(weights=INT8, activations=StaticActivations()),
     "int8-dynamic": Quantize(weights=INT8, activations=DynamicActivations()),
-    "int8-weight-only": Quantize(weights=INT8),
     "uint8-asymmetric": Quantize(weights=IntFormat(8, PerTensor(), "asymmetric", signed=False)),
-    "int3": Quantize(weights=IntFormat(3, PerAxis(), "qmax")),
     "float16": Quantize(weights=FloatFormat("float16")),
 }
-LAYERS = ("linear", "conv", "grouped", "depthwise", "transposed", "recurrent", "embedding", "tied")
-LITERT = {"float32": set(LAYERS) - {"recurrent"}, "int8-static": {"conv", "grouped", "depthwise", "transposed"}}
-"""What LiteRT takes without zeros, by scheme."""
+WHOLE = {"int8-static": {"10.weight"}}
+"""What LiteRT needs with its zeros, of the layers: its int8 linear ones. Of the schemes that are not here, float32 aside, everything."""
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -64,14 +61,13 @@ def layer_case(layer: str):
             return self.head(self.embed(ids))
 
     ids = np.arange(96).reshape(8, 12)
+    conv, grouped, depthwise = nn.Conv2d(32, 64, 3), nn.Conv2d(64, 64, 3, groups=2), nn.Conv2d(64, 64, 7, groups=64, padding=3)
+    several = (conv, nn.ReLU(), grouped, nn.ReLU(), depthwise, nn.ReLU(), nn.ConvTranspose2d(64, 16, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
     model, data = {
         "linear": (nn.Sequential(nn.Linear(300, 64), nn.ReLU()), normal(8, 300)),
         "conv": (nn.Conv2d(32, 40, 3, stride=2), normal(8, 32, 9, 9)),
-        "grouped": (nn.Conv2d(32, 64, 3, groups=2), normal(8, 32, 5, 5)),
-        "depthwise": (nn.Conv2d(64, 64, 7, groups=64, padding=3), normal(8, 64, 8, 8)),
-        "transposed": (nn.ConvTranspose2d(32, 16, 3, stride=2), normal(8, 32, 4, 4)),
+        "layers": (nn.Sequential(*several, nn.Flatten(), nn.Linear(256, 64)), normal(8, 32, 9, 9)),
         "recurrent": (nn.LSTM(32, 32, batch_first=True), normal(8, 6, 32)),
-        "embedding": (nn.Embedding(96, 64), ids),
         "tied": (Tied(), ids),
     }[layer]
     return open_model(model, data[:1]), data
@@ -87,10 +83,7 @@ def outputs(artifact, network, data) -> list[np.ndarray]:
     return [session.run({network.inputs[0].name: data[i : i + 1]})[0] for i in range(4)]
 
 
-CASES = [(layer, scheme) for layer in LAYERS for scheme in QUANTIZED if scheme == "float32" or layer == "conv" or scheme == "int8-static" and layer == "linear"]
-
-
-@pytest.mark.parametrize(("layer", "scheme"), CASES)
+@pytest.mark.parametrize(("layer", "scheme"), [*(("layers", scheme) for scheme in QUANTIZED), ("recurrent", "float32"), ("tied", "float32")])
 @pytest.mark.parametrize("suffix", SPARSE)
 def test_a_file_without_zeros_is_smaller_and_computes_the_same(suffix, layer, scheme, tmp_path, monkeypatch):
     """Bit for bit what the file with its zeros computes: the kernels get the same weights."""
@@ -100,16 +93,16 @@ def test_a_file_without_zeros_is_smaller_and_computes_the_same(suffix, layer, sc
     _, dense = written(network, data, pruned(0.8, scheme), tmp_path / f"dense{suffix}")
     for got, expected in zip(outputs(sparse, network, data), outputs(dense, network, data), strict=True):
         assert np.array_equal(got, expected)
-    assert FILLS[suffix] not in dense.contents.operators
-    if suffix == ".onnx" and scheme == "float32" or layer in LITERT.get(scheme, ()) and suffix == ".tflite":
-        assert FILLS[suffix] in sparse.contents.operators
-        most = 0.5 if scheme == "float32" else 0.85
-        assert sparse.ledger.payload < most * (dense.ledger.payload + (dense.ledger.float_bytes if scheme == "float32" else 0))
-        told = [tensor for tensor in sparse.tensors if tensor.name in {d.name for d in small.plan.decisions if d.prune}]
-        assert all("full size" in tensor.reason and tensor.zeros > 0.75 for tensor in told)
-    assert sparse.ledger.file_bytes <= dense.ledger.file_bytes
+    assert FILLS[suffix] not in dense.contents.operators and sparse.ledger.file_bytes <= dense.ledger.file_bytes
     for name, encoded in small.encoded.items():
         assert np.array_equal(next(t for t in sparse.tensors if t.name == name).codes, encoded.codes)
+    if suffix == ".tflite" and scheme not in ("float32", *WHOLE):
+        assert FILLS[suffix] not in sparse.contents.operators
+        return
+    promised = {d.name: d for d in small.plan.decisions if d.prune and (suffix == ".onnx" or d.name not in WHOLE.get(scheme, ()))}
+    for tensor in [t for t in sparse.tensors if t.name in promised]:
+        assert tensor.filled_in and "full size" in tensor.reason, tensor
+        assert tensor.payload_bytes < (0.75 if suffix == ".tflite" and scheme != "float32" else 0.6) * promised[tensor.name].size_bytes
 
 
 @pytest.mark.parametrize("scheme", ["float32", "int8-static"])
@@ -131,7 +124,7 @@ def test_a_layer_of_zeros_computes_its_bias(suffix, tmp_path):
         assert np.array_equal(got, np.broadcast_to(model.bias.detach().numpy()[:, None, None], got.shape))
 
 
-@pytest.mark.parametrize("layer", ["linear", "conv", "embedding"])
+@pytest.mark.parametrize("layer", ["linear", "tied"])
 def test_litert_computes_the_same_without_xnnpack(layer, tmp_path):
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
