@@ -14,6 +14,7 @@ BENCHMARKS = {
     "channels": "benchmarks.channels",
     "tfmot": "benchmarks.tfmot_training",
     "torchao-qat": "benchmarks.torchao_qat",
+    "sparse": "benchmarks.sparse_files",
 }
 
 

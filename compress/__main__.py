@@ -194,7 +194,7 @@ def inspect(file: Annotated[Path, typer.Argument(help="A .tflite, .onnx, .pt2, .
 
 
 def show_artifact(artifact) -> None:
-    from compress.artifact import deflated_bytes
+    from compress.artifact import deflated_bytes, in_memory
 
     contents, ledger = artifact.contents, artifact.ledger
     rows = [
@@ -213,6 +213,9 @@ def show_artifact(artifact) -> None:
     console.print(f"{ledger.file_bytes:,} bytes ({deflated_bytes(artifact.path):,} deflated); {made}")
     parts = ("payload", "scales", "zero_points", "float_bytes", "graph")
     console.print("Ledger: " + ", ".join(f"{part.replace('_', ' ')} {getattr(ledger, part):,}" for part in parts))
+    sizes = [f"{size:,} {how}" for how, size in in_memory(contents.tensors).items() if size]
+    if sizes:
+        console.print(f"Compressed weights in memory, bytes: {', '.join(sizes)}")
     for name, claims in contents.metadata.get("kept", {}).items():
         console.print(f"Kept: {escape(name)}: {escape('; '.join(claims))}")
     for note in artifact.notes:

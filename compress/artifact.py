@@ -3,6 +3,7 @@
 import hashlib
 import zlib
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class StoredTensor:
     scales: np.ndarray | None = field(default=None, repr=False)  # float32 like Encoded.scales, times its global scale where it has one
     zero_points: np.ndarray | None = field(default=None, repr=False)  # like scales; None where every zero point is 0
     codebook: np.ndarray | None = field(default=None, repr=False)  # float32 like Encoded.codebook, or [entries] of a table with a name that the file holds
+    values: np.ndarray | None = field(default=None, repr=False)  # float32 in canonical layout, of a weight without format whose zeros the file leaves out
+    filled_in: bool = False  # whether the file leaves zeros out, which the runtime fills in when it loads the file
     zeros: float | None = None  # share of the values that are 0; None where the file's values are not looked at
     distinct: int | None = None  # different values of a float tensor, or codes in use; None where they are more than 256
 
@@ -92,6 +95,16 @@ class Ledger:
         return cls(size, **parts, graph=size - sum(parts.values()))
 
 
+def in_memory(tensors: tuple[StoredTensor, ...]) -> dict[str, int]:
+    """Bytes of compressed weights once a file is loaded and has run, scales aside: what a kernel reads as it is stored, and what was expanded for it."""
+    native = [t for t in tensors if t.placement == "native"]
+    return {
+        "as in the file": sum(t.payload_bytes for t in native if not t.filled_in),
+        "with their zeros filled in": sum(prod(t.shape) for t in native if t.filled_in),  # integers of 8 bits
+        "expanded to float32, if not row by row": sum(4 * prod(t.shape) for t in tensors if t.placement == "decoded"),
+    }
+
+
 @dataclass(frozen=True)
 class Contents:
     """What `read` of an exporter finds in a file, whoever wrote it."""
@@ -120,7 +133,7 @@ class Artifact:
 
     def without_codes(self) -> "Artifact":
         """The same facts without the arrays: what crosses to a measuring process."""
-        tensors = tuple(replace(t, codes=None, scales=None, zero_points=None, codebook=None) for t in self.tensors)
+        tensors = tuple(replace(t, codes=None, scales=None, zero_points=None, codebook=None, values=None) for t in self.tensors)
         return replace(self, contents=replace(self.contents, tensors=tensors))
 
     @property

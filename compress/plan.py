@@ -102,7 +102,7 @@ def decide(weight: Weight, recipe: Recipe) -> Decision:
     nothing = "no step of the recipe selects it" if recipe.steps else "the recipe has no steps"
     if "channels" in taken:
         nothing = f"{recipe.steps[taken['channels']]}: the shapes here are those before channels are taken out of layers; what stays is float"
-    return Decision(**rest, **left, **done, reason="; ".join(stuck) or (f"{prune}: its zeros are stored as floats" if prune else nothing))
+    return Decision(**rest, **left, **done, reason="; ".join(stuck) or (f"{prune}: what is not 0 stays float" if prune else nothing))
 
 
 def plan(weights: Mapping[str, Weight], recipe: Recipe) -> Plan:

@@ -74,7 +74,7 @@ def to_facts(artifact: Artifact, name: str) -> dict[str, Any]:
     """JSON of an artifact, without arrays and without the folder that it lies in."""
     plain = asdict(replace(artifact.without_codes(), path=Path(name)))
     for tensor in plain["contents"]["tensors"]:
-        for arrays in ("codes", "scales", "zero_points"):
+        for arrays in ("codes", "scales", "zero_points", "values"):
             del tensor[arrays]
     return plain | {"path": name}
 

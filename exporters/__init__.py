@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +40,7 @@ EXPORTERS = Registry(
 
 READERS = {".tflite": "litert", ".onnx": "onnx", ".pt2": "torch", ".safetensors": "safetensors", ".gguf": "gguf"}
 METADATA_KEY = "compresskit"
+FOLDED = 1e-5  # relative: converters fold constants into float weights in float32, in an order of their own
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def predicted_bytes(plan: Plan, exporter: str, placed: dict[str, Placed]) -> int
     module = EXPORTERS.load(exporter)
     if not hasattr(module, "overhead"):
         return None
-    return plan.size_bytes + module.overhead([d for d in plan.compressed.values() if placed[d.name].placement != "float"], placed)
+    small = [d for d in plan.decisions if (placed[d.name].placement != "float" if d.format else d.prune is not None)]
+    return plan.size_bytes + module.overhead(small, placed)
 
 
 def refuse_exotic(fmt: Format, runtime: str) -> None:
@@ -200,13 +203,24 @@ def left_in_float(small: Compressed, contents: Contents) -> tuple[str, ...]:
 def verify(small: Compressed, contents: Contents) -> None:
     """Compares a file with the plan, code by code. ExportError names every tensor that differs and how."""
     stored = {tensor.name: tensor for tensor in contents.tensors}
-    wrong = []
+    wrong = [f"  {name}: {problem}" for name, problem in changed_floats(small, stored)]
     for name, encoded in small.encoded.items():
         problem = difference(encoded, stored.get(name), small.recipe.allow_float)
         if problem:
             wrong.append(f"  {name}: {problem}")
     if wrong:
         raise ExportError(f"the file does not hold the plan of recipe {small.recipe.name!r} for {len(wrong)} tensor(s):\n" + "\n".join(wrong))
+
+
+def changed_floats(small: Compressed, stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, str]]:
+    """Weights without a format whose zeros the file leaves out, where it does not give the network's values back."""
+    weights = small.network.weights()
+    for name, tensor in stored.items():
+        if tensor.values is None or name not in weights:
+            continue
+        own = weights[name].value
+        if own.shape != tensor.values.shape or np.any((own == 0) != (tensor.values == 0)) or not np.allclose(own, tensor.values, rtol=FOLDED, atol=0):
+            yield name, "the values around its zeros differ"
 
 
 def difference(encoded, tensor: StoredTensor | None, allow_float: bool) -> str | None:

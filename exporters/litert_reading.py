@@ -15,7 +15,7 @@ from compress.network import InputSpec
 from compress.numerics.storing import FORMAT, from_arrays
 from compress.pipeline import Compressed
 from compress.plan import Placement
-from exporters import METADATA_KEY, litert_once, metadata, tflite_file
+from exporters import METADATA_KEY, litert_once, litert_sparse, metadata, tflite_file, tflite_sparse
 from exporters.litert_matching import Layout
 from exporters.to_litert import EXPANDED
 
@@ -129,11 +129,14 @@ def stored(model: Any, place: tflite_file.Place, name: str, reason: str, layout:
     """One constant; `bare` where its bytes are another tensor's as well and were counted there."""
     placement, cause = placement_of(model, place)
     payload, scale_bytes, zero_bytes = (0, 0, 0) if bare else sizes(model, place, counted)
-    facts = {"payload_bytes": payload, "scale_bytes": scale_bytes, "zero_point_bytes": zero_bytes}
+    facts = {"payload_bytes": payload, "scale_bytes": scale_bytes, "zero_point_bytes": zero_bytes, "filled_in": place.tensor.sparsity is not None}
     if place.dtype == "float32":
-        facts |= spread(tflite_file.values(model, place)) if tflite_file.is_dense(place) else {}
-        return StoredTensor(name, place.name, layout.canonical if layout else place.shape, place.dtype, "float", reason, **facts)
-    codes = tflite_file.values(model, place) if tflite_file.is_dense(place) else None
+        values = tflite_file.values(model, place) if tflite_file.is_known(place) else None
+        facts |= {} if values is None else spread(values)
+        if layout and facts["filled_in"]:
+            facts["values"] = layout.to_canonical(values)
+        return StoredTensor(name, place.name, layout.canonical if layout else place.shape, place.dtype, placement, cause or reason, **facts)
+    codes = tflite_file.values(model, place) if tflite_file.is_known(place) else None
     codes = None if codes is None else np.array(layout.to_canonical(codes) if layout else codes)  # a copy: the file's bytes are not kept
     shape = place.shape if codes is None else codes.shape
     scales, zero_points = numbers(model, place)
@@ -158,6 +161,8 @@ def sizes(model: Any, place: tflite_file.Place, counted: set[int]) -> tuple[int,
     Tensors can share a vector, which is then at one address: it counts where `counted` lacks it.
     """
     payload = len(model.buffers[place.tensor.buffer].data)
+    if place.tensor.sparsity is not None:
+        payload += sum(numbers.nbytes for numbers in tflite_sparse.index_vectors(place.tensor))
     block = tflite_file.block_scales(place)
     if block is not None:
         return payload, len(model.buffers[place.graph.tensors[block].buffer].data), 0
@@ -176,6 +181,8 @@ def own_bytes(vector: Any, counted: set[int]) -> int:
 
 def placement_of(model: Any, place: tflite_file.Place) -> tuple[Placement, str]:
     """How the runtime computes with a constant, from the operators that read it, and why where it is expanded."""
+    if place.tensor.sparsity is not None:
+        return "decoded" if place.dtype == "float32" else "native", litert_sparse.REASON
     if place.dtype == "float32":
         return "float", ""
     if any(tflite_file.operator_name(model, operator) == "DEQUANTIZE" for operator in tflite_file.consumers(place)):

@@ -11,11 +11,12 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
 from compress.artifact import Contents, StoredTensor, spread
-from compress.errors import BrokenFile
+from compress.errors import BrokenFile, RecipeError
 from compress.formats import FloatFormat, Format, IntFormat
 from compress.network import InputSpec
 from compress.numerics.layouts import LAYOUTS
 from compress.numerics.scaling import ScaleCodes
+from compress.numerics.sparse import filled, from_mask
 from compress.numerics.storing import FORMAT
 from exporters import METADATA_KEY
 from exporters import onnx_packing as packing
@@ -24,7 +25,7 @@ BITS = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4e2m1": 4}
 MOVING = ("Transpose", "Reshape", "Slice", "Cast", "Identity")
 INTEGER = {"QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm"}
 INTEGER |= {"MatMulNBits", "MatMulBnb4"}
-CODES = ("codes", "blocks", "bnb4", "rows")  # the parts of a tensor, by what the ledger calls them; tables that all tensors share count for none
+CODES = ("codes", "mask", "blocks", "bnb4", "rows")  # the parts of a tensor, by what the ledger calls them; tables that all tensors share count for none
 SCALES = ("scales", "kernel_scales", "global_scale", "scale_codes", "scale_factors", "scale_offset", "codebook", "codebook_scales", "levels")
 ZERO_POINTS = ("zero_points", "block_zero_points")
 
@@ -69,7 +70,7 @@ def metadata(model: onnx.ModelProto, path: Path) -> dict:
         return {}
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise BrokenFile(f"{path.name}: its compresskit metadata is not JSON: {error}") from error
 
 
@@ -163,7 +164,10 @@ def stored_tensors(told: dict, constants: dict[str, TensorProto], path: Path) ->
         if missing:
             raise BrokenFile(f"{path.name}: {name} should be in {', '.join(missing)}, which the file does not have")
         taken.update(names)
-        found.append(compressed(name, about, constants) if "constants" in about else in_float(name, about, constants))
+        try:
+            found.append(compressed(name, about, constants) if "constants" in about else in_float(name, about, constants))
+        except (KeyError, ValueError, TypeError, IndexError, RecipeError) as error:
+            raise BrokenFile(f"{path.name}: what the file has of {name} does not fit together: {error}") from error
     return tuple(found), taken
 
 
@@ -178,8 +182,12 @@ def in_float(name: str, about: dict, constants: dict[str, TensorProto]) -> Store
 def compressed(name: str, about: dict, constants: dict[str, TensorProto]) -> StoredTensor:
     parts = {role: constants[file_name] for role, file_name in about["constants"].items()}
     arrays = {role: numpy_helper.to_array(tensor) for role, tensor in parts.items()}
-    fmt, shape = FORMAT.validate_python(about["format"]), tuple(about["shape"])
-    sizes = {role: byte_size(tensor) for role, tensor in parts.items()}
+    sizes, shape = {role: byte_size(tensor) for role, tensor in parts.items()}, tuple(about["shape"])
+    if "format" not in about:
+        values = whole(arrays["codes"], arrays, shape)
+        facts = spread(values) | {"values": values, "filled_in": True}
+        return StoredTensor(name, about["file_name"], shape, "float32", about["placement"], about["reason"], sum(sizes.values()), **facts)
+    fmt = FORMAT.validate_python(about["format"])
     return StoredTensor(
         name,
         about["file_name"],
@@ -190,6 +198,7 @@ def compressed(name: str, about: dict, constants: dict[str, TensorProto]) -> Sto
         sum(sizes.get(role, 0) for role in CODES),
         sum(sizes.get(role, 0) for role in SCALES),
         sum(sizes.get(role, 0) for role in ZERO_POINTS),
+        filled_in="mask" in arrays,
         **numbers(arrays, fmt, shape, tuple(about["scale_shape"] or ())),
     )
 
@@ -203,7 +212,7 @@ def dtype_of(fmt: Format) -> str:
 def numbers(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> dict[str, np.ndarray | None]:
     """The arrays of a StoredTensor."""
     if isinstance(fmt, FloatFormat):
-        return {"codes": arrays["codes"] if fmt.dtype == "float16" else arrays["codes"].view(np.uint16)}
+        return {"codes": whole(arrays["codes"] if fmt.dtype == "float16" else arrays["codes"].view(np.uint16), arrays, shape)}
     zero = zero_points(arrays, fmt, shape, scale_shape) if isinstance(fmt, IntFormat) else None
     return {"codes": codes(arrays, fmt, shape), "scales": scales(arrays, fmt, scale_shape), "zero_points": zero, "codebook": codebook(arrays)}
 
@@ -213,7 +222,15 @@ def codes(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...]) ->
         return LAYOUTS["matmulbnb4"].unpack(arrays["bnb4"], 4, shape)
     if "rows" in arrays:
         return packing.unpacked_rows(arrays["rows"], fmt, shape)
-    return packing.unpacked_blocks(arrays["blocks"], fmt, shape) if "blocks" in arrays else packing.unpacked_codes(arrays["codes"], fmt, shape)
+    if "blocks" in arrays:
+        return packing.unpacked_blocks(arrays["blocks"], fmt, shape)
+    stored = (1 + int(np.bitwise_count(arrays["mask"]).sum()),) if "mask" in arrays else shape
+    return whole(packing.unpacked_codes(arrays["codes"], fmt, stored), arrays, shape)
+
+
+def whole(values: np.ndarray, arrays: dict[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """The tensor, its most frequent value filled in where the file leaves that out."""
+    return filled(values, from_mask(arrays["mask"], prod(shape))).reshape(shape) if "mask" in arrays else values
 
 
 def scales(arrays: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...]) -> np.ndarray | None:

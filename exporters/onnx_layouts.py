@@ -21,6 +21,11 @@ class Layout:
     def apply(self, canonical: np.ndarray) -> np.ndarray:
         return canonical.reshape(self.split).transpose(self.order).reshape(self.shape)
 
+    def canonical(self, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The inverse: the tensor of canonical `shape`."""
+        moved = value.reshape([self.split[axis] for axis in self.order])
+        return np.ascontiguousarray(moved.transpose(np.argsort(self.order))).reshape(shape)
+
 
 def layouts(canonical: tuple[int, ...], shape: tuple[int, ...]) -> Iterable[Layout]:
     """Every layout that frameworks use: a permutation of the axes; kernels of depthwise and grouped convolutions with the channels split."""

@@ -31,6 +31,9 @@ gather_levels  rows of packed codes are gathered, then decoded from a codebook
 gather_blocks  GatherBlockQuantized: the same for 2 and 4 bits and for groups
 """
 
+FOLDED: tuple[Kernel, ...] = ("decode", "integer", "qlinear_conv")
+"""Before these, ONNX Runtime folds whatever makes the codes when a file is loaded; the other kernels read codes as they lie in the file."""
+
 MATRICES = ("linear", "attention")
 LARGEST_BLOCK = 256  # of MatMulNBits for 2 bits, and of MatMulBnb4; larger ones bring nothing for 4 and 8
 BNB4 = {"fp4_bnb": 0, "nf4": 1}

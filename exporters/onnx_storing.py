@@ -9,12 +9,14 @@ import onnx_ir as ir
 
 from compress.formats import FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor
 from compress.numerics import Encoded, reach
+from compress.numerics.sparse import to_mask, without
 from exporters import onnx_codebooks as codebooks
 from exporters import onnx_unpacking as unpack
 from exporters.onnx_graph import Builder
 from exporters.onnx_layouts import Layout
 from exporters.onnx_packing import HALF, block_reach, is_signed, packed_block_zero_points, packed_blocks, packed_codes, packed_scales
 from exporters.onnx_schemes import block_of, columns, width
+from exporters.onnx_sparse import filled
 
 FLOAT = ir.DataType.FLOAT
 Maker = Callable[[tuple[int, ...]], ir.Value | None]
@@ -28,6 +30,7 @@ class Stored:
     build: Builder
     name: str
     encoded: Encoded
+    sparse: bool = False  # whether the file leaves its most frequent code out
 
     def __post_init__(self):
         self.made: dict[str, ir.Value] = {}
@@ -49,14 +52,26 @@ class Stored:
 
     def codes(self) -> ir.Value:
         """As they are stored: in canonical shape where ONNX has integers of that width, else densely in bytes."""
-        fmt, codes = self.encoded.format, self.encoded.codes
-        if isinstance(fmt, FloatFormat):
-            return self.once("codes", lambda: codes.view(HALF[fmt.dtype]))
-        return self.once("codes", lambda: packed_codes(codes, fmt))
+        return self.once("codes", lambda: self.typed(self.encoded.codes))
+
+    def typed(self, codes: np.ndarray) -> np.ndarray:
+        fmt = self.encoded.format
+        return codes.view(HALF[fmt.dtype]) if isinstance(fmt, FloatFormat) else packed_codes(codes, fmt)
 
     def wide(self, dtype: ir.DataType) -> ir.Value:
         """Codes in canonical shape and `dtype`."""
-        return unpack.integers(self.build, self.codes(), self.encoded.format, self.shape, dtype, f"{self.name}/codes")
+        if self.sparse:
+            return self.filled(dtype)
+        return self.cast(self.codes(), self.shape, dtype)
+
+    def cast(self, codes: ir.Value, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:
+        fmt, name = self.encoded.format, f"{self.name}/codes"
+        return self.build.cast(codes, dtype, f"{name}/wide") if isinstance(fmt, FloatFormat) else unpack.integers(self.build, codes, fmt, shape, dtype, name)
+
+    def filled(self, dtype: ir.DataType) -> ir.Value:
+        values, kept = without(self.encoded.codes)
+        codes, mask = self.once("codes", lambda: self.typed(values)), self.once("mask", lambda: to_mask(kept))
+        return filled(self.build, self.cast(codes, values.shape, dtype), mask, self.shape, f"{self.name}/sparse")
 
     def bytes(self, rows: tuple[int, int]) -> ir.Value:
         """int8 or uint8 codes."""
@@ -139,7 +154,7 @@ class Stored:
         """float32 in canonical shape: constant folding computes it when the file is loaded."""
         fmt = self.encoded.format
         if isinstance(fmt, FloatFormat):
-            return self.build.cast(self.codes(), FLOAT, f"{self.name}/float")
+            return self.wide(FLOAT)
         return self.decoded_integers() if isinstance(fmt, IntFormat) else codebooks.decoded_levels(self)
 
     def decoded_integers(self) -> ir.Value:

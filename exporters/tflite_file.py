@@ -15,6 +15,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 
 from compress.errors import BrokenFile
 from compress.numerics.packing import unpack_low_first
+from exporters import tflite_sparse
 
 TYPE_NAMES = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
 OPERATOR_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
@@ -82,16 +83,21 @@ def check_tensor(model: Any, place: Place, name: str) -> None:
     dtype, buffer = TYPE_NAMES.get(place.tensor.type), model.buffers[place.tensor.buffer]
     if dtype is None:
         raise BrokenFile(f"{name}: tensor {place.name} has the unknown type {place.tensor.type}")
-    if buffer.data is None or not is_dense(place):
+    if buffer.data is None or not is_known(place):
+        return
+    if place.tensor.sparsity is not None:
+        values(model, place)
         return
     wanted = payload_bytes(place.shape, dtype)
     if len(buffer.data) != wanted:
         raise BrokenFile(f"{name}: tensor {place.name} {dtype} {list(place.shape)} needs {wanted} bytes, the file holds {len(buffer.data)}")
 
 
-def is_dense(place: Place) -> bool:
-    """Whether a constant's bytes are its values one after another, in a type that NumPy knows or that packs into bytes."""
-    return place.dtype in (*NUMPY, *STORED_AS, *SUB_BYTE) and place.tensor.sparsity is None
+def is_known(place: Place) -> bool:
+    """Whether a constant's bytes are its values, in a type that NumPy knows or that packs into bytes: all of them, or those of compressed rows."""
+    if place.tensor.sparsity is not None:
+        return place.dtype in NUMPY and tflite_sparse.in_rows(place.tensor)
+    return place.dtype in (*NUMPY, *STORED_AS, *SUB_BYTE)
 
 
 def check_graph(model: Any, graph: Any, name: str) -> None:
@@ -124,6 +130,8 @@ def values(model: Any, place: Place) -> np.ndarray:
     data, dtype = np.frombuffer(model.buffers[place.tensor.buffer].data, np.uint8), place.dtype
     if dtype in SUB_BYTE:
         return unpack_low_first(data, SUB_BYTE[dtype], prod(place.shape)).reshape(place.shape)
+    if place.tensor.sparsity is not None:
+        return tflite_sparse.rows_of(place.tensor, place.shape, data.view(dtype)).dense()
     return data.view(STORED_AS.get(dtype, dtype)).reshape(place.shape)
 
 

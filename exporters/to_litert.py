@@ -1,6 +1,7 @@
 """LiteRT .tflite files with the core's own codes and scales."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from compress.artifact import Contents
 from compress.errors import ExportError, Refused
 from compress.formats import CodebookFormat, DynamicActivations, FloatFormat, Format, IntFormat, PerAxis, PerBlock, PerGroup, PerTensor, StaticActivations
+from compress.numerics.sparse import best_axis, rows_bytes, worth
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from compress.samples import samples
@@ -41,17 +43,18 @@ def place(decision: Decision, framework: str) -> Placed:
 
 OPERATORS = 750  # bytes of operators, names and metadata for each compressed weight, as measured
 DECODING = {"codebook": 2200, "double": 1400}  # and of the operators that decode a codebook, and scales that are codes
+SPARSE = 350  # and of DENSIFY, what it writes, and the axes of a weight without zeros
 
 
 def overhead(decisions: Iterable[Decision], placed: Mapping[str, Placed]) -> int:
-    """Bytes that a file has for these weights beside the plan's: graph, and what LiteRT demands.
+    """Bytes that a file has for these weights beside the plan's: graph, and what LiteRT demands, less the zeros that are left out.
 
     It wants an int64 zero point for each scale of a channel, also where all are 0 (equal vectors are stored once), and a scale for each int32 bias.
     """
     total, zeros = 0, set()
     for decision in decisions:
         fmt = decision.format
-        total += OPERATORS
+        total += (OPERATORS if fmt else 0) - left_out(decision)
         if isinstance(fmt, CodebookFormat):
             total += DECODING["codebook"] + (DECODING["double"] if fmt.double else 0)
         if isinstance(fmt, IntFormat) and isinstance(fmt.granularity, PerAxis):
@@ -59,6 +62,23 @@ def overhead(decisions: Iterable[Decision], placed: Mapping[str, Placed]) -> int
         if isinstance(decision.activations, StaticActivations):
             total += 4 * decision.shape[0]
     return total + 8 * sum(zeros)
+
+
+def left_out(decision: Decision) -> int:
+    """Bytes that a pruned weight takes less without its zeros; 0 where LiteRT needs it whole. See exporters.litert_sparse."""
+    fmt, shape = decision.format, decision.shape
+    static = fmt is not None and fmt.bits == 8 and isinstance(decision.activations, StaticActivations) and decision.kind.startswith(("conv", "depthwise"))
+    if decision.prune is None or not (static or fmt is None) or decision.kind.endswith("3d"):
+        return 0
+    size = 4 if fmt is None else 1
+    stored = round((1 - decision.prune.share) * prod(shape))
+    dense, sparse = size * prod(shape), sparse_bytes(shape, size, stored)
+    return dense - sparse if worth(sparse, dense) else 0
+
+
+def sparse_bytes(shape: tuple[int, ...], size: int, stored: int) -> int:
+    """What a weight takes of which `stored` values of `size` bytes are not 0, with the operator that puts the zeros back."""
+    return size * stored + rows_bytes(shape, best_axis(shape, stored), stored) + SPARSE
 
 
 def rows_are_whole(fmt: Format, shape: tuple[int, ...]) -> bool:
@@ -145,7 +165,7 @@ def read(path: Path) -> Contents:
 
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
     """Converts to float, lets litert-quantizer place the operators around the core's numbers, and embeds what `read` needs."""
-    from exporters import litert_once, litert_placing, tflite_file
+    from exporters import litert_once, litert_placing, litert_sparse, tflite_file
     from exporters.litert_calibration import calibrate, with_decoded
     from exporters.litert_float import float_file
     from exporters.litert_reading import told
@@ -175,7 +195,9 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
         notes = (*notes, *wide)
     if packed:
         written = litert_once.pack(written, packed)
-    written = tflite_file.compacted(written)
+    names = {layout.file_name: name for name, found in converted.layouts.items() for layout in found}
+    written, whole = litert_sparse.pack(written, names)
+    written, notes = tflite_file.compacted(written), (*notes, *whole)
     check_loads(written)
     path.write_bytes(written)
     unclear = [name for name in wanted if any(layout.file_name in converted.unclear for layout in converted.layouts[name])]

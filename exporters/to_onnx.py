@@ -6,6 +6,7 @@ among it, is stored in its own bits and expanded to float when the file is loade
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from compress.artifact import Contents
 from compress.errors import ExportError, Refused
 from compress.formats import CodebookFormat, StaticActivations
 from compress.numerics import Encoded
+from compress.numerics.sparse import mask_bytes, to_mask, without, worth
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from exporters import METADATA_KEY, Placed, metadata, placements
-from exporters.onnx_schemes import scheme_of
+from exporters.onnx_schemes import FOLDED, scheme_of
 
 SUFFIX = ".onnx"
 RUNTIME = "onnxruntime"
@@ -30,18 +32,34 @@ STATIC_NOTES = (
 
 OPERATORS = 300  # bytes of nodes, names and metadata for each compressed weight, as measured
 DECODING = {"codebook": 500, "double": 1000}  # and of the nodes that decode a codebook, and scales that are codes
+SPARSE = 650  # and of those that fill zeros in
+FILLED = "the file leaves its zeros out; filled in at load, 0.1 to 0.2 s for a million weights, it takes its full size in memory"
 
 
 def overhead(decisions: Iterable[Decision], placed: Mapping[str, Placed]) -> int:
-    """Bytes that a file has for these weights beside the plan's."""
+    """Bytes that a file has for these weights beside the plan's, less the zeros that are left out."""
     extra = 0
     for decision in decisions:
-        extra += OPERATORS
+        extra += (OPERATORS if decision.format else 0) - left_out(decision)
         if isinstance(decision.format, CodebookFormat) and placed[decision.name].placement == "decoded":
             extra += DECODING["codebook"]
         if isinstance(decision.format, CodebookFormat) and decision.format.double:
             extra += DECODING["double"]
     return extra
+
+
+def left_out(decision: Decision) -> int:
+    """Bytes that a pruned weight takes less without its zeros; 0 where a kernel needs it whole. See exporters.onnx_sparse."""
+    if decision.prune is None or decision.format and scheme_of(decision).kernel not in FOLDED:
+        return 0
+    bits, count = decision.format.bits if decision.format else 32, prod(decision.shape)
+    dense, sparse = count * bits // 8, sparse_bytes(count, bits, round((1 - decision.prune.share) * count))
+    return dense - sparse if worth(sparse, dense) else 0
+
+
+def sparse_bytes(count: int, bits: int, stored: int) -> int:
+    """What `count` weights take of which `stored` are not 0, with the nodes that fill the zeros in."""
+    return mask_bytes(count) + -(-(stored + 1) * bits // 8) + SPARSE
 
 
 def place(decision: Decision, framework: str) -> Placed:
@@ -68,6 +86,7 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     ranges = quantize_activations(small, model, build, layers) if layers else 0
     for name, decision in wanted.items():
         stored[name] = placed_weight(build, values[name], found[name][1], small.encoded[name], decision, uses[name])
+    stored |= sparse_floats(small, build, found)
     build.finish(model)
     save(small, model, stored, path)
     return (*small.network.notes, *(STATIC_NOTES if ranges else ()))
@@ -116,21 +135,46 @@ def static_layers(wanted: dict[str, Decision], uses) -> dict:
 
 def placed_weight(build, value, layout, encoded: Encoded, decision: Decision, uses) -> dict[str, Any]:
     """Puts one weight into the graph; what `read` needs to know of it."""
-    from exporters.onnx_placing import place
+    from exporters.onnx_placing import place, schemes_for
+    from exporters.onnx_sparse import is_smaller
     from exporters.onnx_storing import Stored
 
-    stored = Stored(build, decision.name, encoded)
+    folded = all(scheme.kernel in FOLDED for scheme in schemes_for(decision, uses))
+    stored = Stored(build, decision.name, encoded, sparse=folded and is_smaller(encoded.codes, encoded.format.bits))
     scheme = place(build, value, layout, stored, decision, uses)
+    reason = "; ".join(filter(None, [scheme.reason, FILLED if stored.sparse else ""]))
     made = {role: constant.name for role, constant in (build.common | stored.made).items()}  # what tensors share belongs to each of them
     return {
         "file_name": next(made[role] for role in ("codes", "blocks", "bnb4", "rows") if role in made),
         "placement": scheme.placement,
-        "reason": scheme.reason,
+        "reason": reason,
         "constants": made,
         "shape": list(stored.shape),
         "scale_shape": list(stored.scale_shape),
         "format": asdict(encoded.format),
     }
+
+
+def sparse_floats(small: Compressed, build, found) -> dict[str, dict[str, Any]]:
+    """Leaves the zeros out of weights without a format, where that is smaller; what `read` needs to know of them."""
+    from exporters.onnx_sparse import filled, is_smaller
+    from exporters.onnx_storing import in_layout
+
+    stored = {}
+    for decision in small.plan.decisions:
+        if decision.format is not None or decision.name not in found:
+            continue
+        name, shape, (initializer, layout) = decision.name, decision.shape, found[decision.name]
+        value = build.graph.initializers[initializer]
+        dense = layout.canonical(value.const_value.numpy(), shape)
+        if not is_smaller(dense, 32):
+            continue
+        values, kept = without(dense)
+        codes, mask = build.constant(f"{name}/codes", values), build.constant(f"{name}/mask", to_mask(kept))
+        build.replace(value, in_layout(build, filled(build, codes, mask, shape, name), shape, layout, name))
+        constants = {"codes": codes.name, "mask": mask.name}
+        stored[name] = {"file_name": codes.name, "placement": "decoded", "reason": FILLED, "constants": constants, "shape": list(shape)}
+    return stored
 
 
 def save(small: Compressed, model, stored: dict[str, dict[str, Any]], path: Path) -> None:

@@ -12,7 +12,6 @@ from compress.formats import CodebookFormat, FloatFormat, Format, IntFormat, Lea
 from compress.numerics import reach
 from compress.numerics.codebooks import levels
 from compress.numerics.fast import fast
-from compress.numerics.packing import pack_low_first
 from compress.numerics.scales import code_dtype, dequantize, divided, fit, from_bfloat16_bits, quantize, rounded, stored, to_bfloat16_bits
 from compress.numerics.scaling import ScaleCodes, amax_scale, check_levels, divisor, double_quantized, mx_scale, nvfp4_scales, under_global, without_zeros
 
@@ -51,11 +50,15 @@ class Encoded:
     def shape(self) -> tuple[int, ...]:
         return self.codes.shape
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes a safetensors file that describes itself; it appears whole or not at all."""
+    def save(self, path: str | os.PathLike, entropy: bool = False) -> None:
+        """Writes a safetensors file that describes itself; it appears whole or not at all.
+
+        The most frequent code, 0 in a pruned tensor, is left out where that is smaller: `ledger.file_bytes` says the size before.
+        entropy: codes are Zstandard frames. How small is not known before; `ledger.shannon_bytes` is a bound where codes do not depend on their neighbours.
+        """
         from compress.numerics.storing import save
 
-        save(self, path)
+        save(self, path, entropy)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Encoded":
@@ -73,9 +76,9 @@ class Encoded:
 
     def packed(self) -> np.ndarray:
         """uint8: the codes as bytes, sub-byte codes packed low bits first."""
-        if self.format.bits < 8:
-            return pack_low_first(self.codes, self.format.bits)
-        return np.ascontiguousarray(self.codes).view(np.uint8).ravel()
+        from compress.numerics.coding import packed
+
+        return packed(self.codes, self.format.bits)
 
     @property
     def nbytes(self) -> int:

@@ -6,8 +6,8 @@ from math import prod
 import numpy as np
 
 from compress.formats import CodebookFormat, FloatFormat, Format, IntFormat
-from compress.numerics import reach
-from compress.numerics.encoded import SCALE_BYTES, code_type, parts
+from compress.numerics import coding, reach
+from compress.numerics.encoded import SCALE_BYTES, code_type
 from compress.numerics.storing import about
 
 ORDER = ("uint8", "int8", "int16", "uint16", "float16", "float32")
@@ -17,26 +17,35 @@ CHECKSUM = "0" * 64
 Arrays = dict[str, tuple[str, tuple[int, ...]]]
 
 
-def file_bytes(shape: tuple[int, ...], fmt: Format) -> int:
-    """Exact bytes of the file: the length of the header, the header, and the parts that the ledger names."""
-    return 8 + header_bytes(shape, fmt) + parts(shape, fmt).total
+def file_bytes(shape: tuple[int, ...], fmt: Format, stored: int | None = None) -> int:
+    """Exact bytes of the file: the length of the header, the header, and the arrays.
+
+    stored: how many codes are not the most frequent one; None where that is not known, and the file has at most these bytes.
+    """
+    form = "dense" if stored is None else smallest_form(shape, fmt, stored)
+    return bytes_in(form, shape, fmt, stored or 0)
 
 
-def header_bytes(shape: tuple[int, ...], fmt: Format) -> int:
-    arrays, start = arrays_of(shape, fmt), 0
-    header: dict = {"__metadata__": about(fmt, shape) | {"sha256": CHECKSUM}}
+def smallest_form(shape: tuple[int, ...], fmt: Format, stored: int) -> str:
+    """The first of coding.FORMS that takes the fewest bytes."""
+    return min(coding.FORMS, key=lambda form: bytes_in(form, shape, fmt, stored))
+
+
+def bytes_in(form: str, shape: tuple[int, ...], fmt: Format, stored: int) -> int:
+    arrays, start = arrays_of(shape, fmt, form, stored), 0
+    header: dict = {"__metadata__": about(fmt, shape, form) | {"sha256": CHECKSUM}}
     for name in sorted(arrays, key=lambda name: (-ORDER.index(arrays[name][0]), name)):
         dtype, lengths = arrays[name]
         stop = start + prod(lengths) * np.dtype(dtype).itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(lengths), "data_offsets": [start, stop]}
         start = stop
     size = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return size + -size % 8  # safetensors fills it with spaces
+    return 8 + size + -size % 8 + start  # safetensors fills the header with spaces
 
 
-def arrays_of(shape: tuple[int, ...], fmt: Format) -> Arrays:
-    """dtype and shape of what `storing.to_arrays` returns."""
-    found: Arrays = {"codes": ("uint8", (parts(shape, fmt).payload,))}
+def arrays_of(shape: tuple[int, ...], fmt: Format, form: str = "dense", stored: int = 0) -> Arrays:
+    """dtype and shape of what `storing.to_arrays` returns, codes in a form."""
+    found: Arrays = {name: ("uint8", (size,)) for name, size in coding.sizes(form, prod(shape), fmt.bits, stored).items()}
     if isinstance(fmt, FloatFormat):
         return found
     scales = reach.scale_shape(shape, fmt.granularity)

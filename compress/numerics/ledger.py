@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
@@ -16,7 +17,7 @@ class TensorLedger:
     scales: int
     zero_points: int
     codebook: int  # levels that a reader does not know by name
-    file_bytes: int  # of the file that `Encoded.save` writes, its header included
+    file_bytes: int  # of the file that `Encoded.save` writes, its header included, without entropy coding
     padding_bits: int  # of the payload: bits after the last code
     bits_per_weight: float  # all of it over the number of weights
     shannon_bits: float  # entropy of the codes' distribution: no code of fixed levels needs fewer bits per weight (Shannon 1948)
@@ -24,11 +25,17 @@ class TensorLedger:
     float32_bytes: int
 
     @property
+    def shannon_bytes(self) -> int:
+        """A bound for the payload: whoever codes codes one by one, however well, needs no fewer bytes."""
+        return ceil(self.shannon_bits * self.float32_bytes / 32)
+
+    @property
     def total(self) -> int:
         return self.payload + self.scales + self.zero_points + self.codebook
 
 
 def ledger(encoded: Encoded) -> TensorLedger:
+    from compress.numerics.coding import stored_codes
     from compress.numerics.file_size import file_bytes
 
     found, count = parts(encoded.shape, encoded.format), encoded.codes.size
@@ -40,7 +47,7 @@ def ledger(encoded: Encoded) -> TensorLedger:
         scales=found.scales,
         zero_points=found.zero_points,
         codebook=found.codebook,
-        file_bytes=file_bytes(encoded.shape, encoded.format),
+        file_bytes=file_bytes(encoded.shape, encoded.format, stored_codes(encoded.codes)),
         padding_bits=8 * found.payload - count * encoded.format.bits,
         bits_per_weight=8 * found.total / count,
         shannon_bits=float(-(share * np.log2(share)).sum()) + 0.0,

@@ -13,22 +13,23 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from compress.errors import BrokenFile, RecipeError
 from compress.formats import CodebookFormat, FloatFormat, Format, IntFormat
-from compress.numerics import reach
+from compress.numerics import coding, reach
 from compress.numerics.encoded import Encoded, code_type, entry_scales
 from compress.numerics.packing import pack_low_first, unpack_low_first
 from compress.numerics.scales import from_bfloat16_bits, to_bfloat16_bits
 from compress.numerics.scaling import ScaleCodes
 
-VERSION = "1"
+VERSION, CODED_VERSION = "1", "2"
+"""Files that hold every code as it is, and those that leave some out or are entropy-coded."""
 FORMAT = TypeAdapter(Annotated[IntFormat | FloatFormat | CodebookFormat, Field(discriminator="type")])
 
 
-def save(encoded: Encoded, path: str | os.PathLike) -> None:
+def save(encoded: Encoded, path: str | os.PathLike, entropy: bool = False) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         try:
-            file.write(to_bytes(encoded))
+            file.write(to_bytes(encoded, entropy))
             file.flush()
             os.replace(file.name, path)
         except BaseException:
@@ -36,17 +37,30 @@ def save(encoded: Encoded, path: str | os.PathLike) -> None:
             raise
 
 
-def to_bytes(encoded: Encoded) -> bytes:
-    """The safetensors file."""
+def to_bytes(encoded: Encoded, entropy: bool = False) -> bytes:
+    """The safetensors file, codes in the form that takes the fewest bytes."""
     from safetensors.numpy import save as serialized
 
-    tensors, told = to_arrays(encoded), about(encoded.format, encoded.shape)
-    return serialized(tensors, metadata=told | {"sha256": checksum(tensors, told)})
+    from compress.numerics.file_size import smallest_form
+
+    dense, bits = to_arrays(encoded), encoded.format.bits
+
+    def file(form: str) -> bytes:
+        tensors = dense | coding.to_form(encoded.codes, bits, form)
+        told = about(encoded.format, encoded.shape, form, entropy)
+        tensors = coding.entropy_coded(tensors) if entropy else tensors
+        return serialized(tensors, metadata=told | {"sha256": checksum(tensors, told)})
+
+    if entropy:
+        return min(map(file, coding.FORMS), key=len)
+    return file(smallest_form(encoded.shape, encoded.format, coding.stored_codes(encoded.codes)))
 
 
-def about(fmt: Format, shape: tuple[int, ...]) -> dict[str, str]:
+def about(fmt: Format, shape: tuple[int, ...], form: str = "dense", entropy: bool = False) -> dict[str, str]:
     """What a file says of itself, but for its checksum; compress.numerics.file_size predicts its bytes."""
-    return {"compresskit.encoded": VERSION, "format": FORMAT.dump_json(fmt).decode(), "shape": json.dumps(shape)}
+    version = VERSION if form == "dense" and not entropy else CODED_VERSION
+    told = {"compresskit.encoded": version, "format": FORMAT.dump_json(fmt).decode(), "shape": json.dumps(shape)}
+    return told | ({"entropy": coding.ENTROPY} if entropy else {})
 
 
 def load(path: str | os.PathLike) -> Encoded:
@@ -58,13 +72,16 @@ def load(path: str | os.PathLike) -> Encoded:
             told, tensors = dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
     except SafetensorError as error:
         raise BrokenFile(f"{path.name}: truncated, or not a safetensors file: {error}") from error
-    if told.get("compresskit.encoded") != VERSION:
-        raise BrokenFile(f"{path.name}: not an encoded tensor of version {VERSION}, which `Encoded.save` writes")
+    if told.get("compresskit.encoded") not in (VERSION, CODED_VERSION):
+        raise BrokenFile(f"{path.name}: not an encoded tensor of version {VERSION} or {CODED_VERSION}, which `Encoded.save` writes")
     if told.pop("sha256", "") != checksum(tensors, told):
         raise BrokenFile(f"{path.name}: altered: its contents do not have the checksum that it names; write it again")
     try:
-        return from_arrays(tensors, FORMAT.validate_json(told["format"]), tuple(json.loads(told["shape"])))
-    except (ValidationError, RecipeError, KeyError, ValueError) as error:
+        fmt, shape = FORMAT.validate_json(told["format"]), tuple(json.loads(told["shape"]))
+        if told.get("entropy") not in (None, coding.ENTROPY):
+            raise BrokenFile(f"{path.name}: its codes are coded by {told['entropy']}, which this version does not know")
+        return from_arrays(coding.entropy_decoded(tensors, prod(shape), fmt.bits) if "entropy" in told else tensors, fmt, shape)
+    except (ValidationError, RecipeError, KeyError, ValueError, IndexError) as error:
         raise BrokenFile(f"{path.name}: its format and its arrays do not fit together: {error}") from error
 
 
@@ -135,10 +152,8 @@ def from_storage(bits: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def from_arrays(tensors: dict[str, np.ndarray], fmt: Format, shape: tuple[int, ...]) -> Encoded:
-    """The inverse of `to_arrays`."""
-    codes, dtype = tensors["codes"], code_type(fmt)
-    codes = unpack_low_first(codes, fmt.bits, prod(shape), signed=dtype.kind == "i") if fmt.bits < 8 else codes.view(dtype)
-    found = {"format": fmt, "codes": codes.reshape(shape)}
+    """The inverse of `to_arrays`, for codes in any form."""
+    found = {"format": fmt, "codes": coding.from_form(tensors, fmt, code_type(fmt), shape)}
     if isinstance(fmt, FloatFormat):
         return Encoded(**found)
     scales = reach.scale_shape(shape, fmt.granularity)

@@ -6,9 +6,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from compress import encode
-from compress.errors import InputError
+from compress.errors import BrokenFile, InputError
 from compress.formats import CodebookFormat, DoubleQuantized, FloatFormat, IntFormat, Learned, PerAxis, PerBlock, PerGroup, PerTensor
+from compress.numerics import Encoded
+from compress.numerics.coding import stored_codes
 from compress.numerics.file_size import file_bytes
+from compress.numerics.storing import checksum, to_arrays
 from compress.presets import PRESETS
 
 UNSIGNED = {"rule": "asymmetric", "signed": False}
@@ -26,19 +29,86 @@ FORMATS = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.sampled_from(FORMATS), st.lists(st.integers(1, 70), min_size=1, max_size=4).filter(lambda shape: np.prod(shape) <= 20_000), st.integers(0, 9))
-def test_saved_files_have_the_predicted_bytes(tmp_path_factory, fmt, shape, seed):
-    path = tmp_path_factory.mktemp("saved") / "w.safetensors"
+shapes = st.lists(st.integers(1, 70), min_size=1, max_size=4).filter(lambda shape: np.prod(shape) <= 20_000)
+
+
+def encoded_or_none(fmt, shape, zeros: float, seed: int):
+    rng = np.random.default_rng(seed)
     try:
-        encoded = encode(np.random.default_rng(seed).normal(size=shape).astype(np.float32), fmt)
+        return encode(np.where(rng.random(shape) < zeros, 0, rng.normal(size=shape)).astype(np.float32), fmt)
     except InputError:
-        assume(False)  # groups that this shape does not have
+        return None  # groups that this shape does not have
+
+
+def same(one: Encoded, other: Encoded) -> bool:
+    arrays, others = to_arrays(one), to_arrays(other)
+    return arrays.keys() == others.keys() and all(arrays[name].tobytes() == others[name].tobytes() for name in arrays)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(FORMATS), shapes, st.sampled_from([0, 0.5, 0.8, 0.95, 1]), st.integers(0, 9))
+def test_saved_files_have_the_predicted_bytes(tmp_path_factory, fmt, shape, zeros, seed):
+    path = tmp_path_factory.mktemp("saved") / "w.safetensors"
+    encoded = encoded_or_none(fmt, shape, zeros, seed)
+    assume(encoded is not None)
     encoded.save(path)
-    assert path.stat().st_size == file_bytes(tuple(shape), fmt) == encoded.ledger.file_bytes
+    size = path.stat().st_size
+    assert size == file_bytes(tuple(shape), fmt, stored_codes(encoded.codes)) == encoded.ledger.file_bytes <= file_bytes(tuple(shape), fmt)
+    assert same(Encoded.load(path), encoded)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_every_format_has_the_predicted_bytes(fmt, tmp_path):
-    encode(np.random.default_rng(1).normal(size=(6, 256)).astype(np.float32), fmt).save(tmp_path / "w")
-    assert (tmp_path / "w").stat().st_size == file_bytes((6, 256), fmt)
+    encoded = encode(np.random.default_rng(1).normal(size=(6, 256)).astype(np.float32), fmt)
+    encoded.save(tmp_path / "w")
+    assert (tmp_path / "w").stat().st_size == encoded.ledger.file_bytes <= file_bytes((6, 256), fmt)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_entropy_coded_files_are_small_and_exact(fmt, tmp_path):
+    encoded = encoded_or_none(fmt, (64, 512), 0.8, 1)
+    encoded.save(tmp_path / "plain")
+    encoded.save(tmp_path / "coded", entropy=True)
+    assert same(Encoded.load(tmp_path / "coded"), encoded)
+    plain, coded = ((tmp_path / name).stat().st_size for name in ("plain", "coded"))
+    assert coded <= plain + 100  # what cannot be coded has a frame around it
+    bound = encoded.ledger.shannon_bytes + encoded.ledger.total - encoded.ledger.payload
+    assert coded <= 1.35 * bound + 1200  # Huffman's whole bits, in bytes of two codes where they are short; the header and the tables
+
+
+@pytest.mark.parametrize(("zeros", "names"), [(0, {"codes"}), (0.8, {"codes", "mask"}), (0.95, {"codes", "counts", "places"})])
+def test_zeros_are_left_out_where_that_is_smaller(zeros, names, tmp_path):
+    from safetensors import safe_open
+
+    encoded = encoded_or_none(IntFormat(8, PerAxis(), "narrow"), (64, 512), zeros, 1)
+    encoded.save(tmp_path / "w")
+    with safe_open(tmp_path / "w", "numpy") as file:
+        assert set(file.keys()) == names | {"scales"}
+        assert file.metadata()["compresskit.encoded"] == ("1" if zeros == 0 else "2")
+    if zeros:
+        assert encoded.ledger.file_bytes < 0.5 * file_bytes((64, 512), encoded.format)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_damaged_codes_are_named(entropy, tmp_path):
+    """Also where the checksum was made to fit: lengths and frames are checked."""
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    encoded_or_none(IntFormat(8, PerAxis(), "narrow"), (64, 512), 0.8, 1).save(tmp_path / "w", entropy)
+    whole = (tmp_path / "w").read_bytes()
+    hurt = bytearray(whole)
+    hurt[-100] ^= 1
+    (tmp_path / "w").write_bytes(hurt)
+    with pytest.raises(BrokenFile, match="altered"):
+        Encoded.load(tmp_path / "w")
+    (tmp_path / "w").write_bytes(whole)
+    with safe_open(tmp_path / "w", "numpy") as file:
+        told = file.metadata()
+    for name in ("codes", "mask"):
+        tensors = load_file(tmp_path / "w")
+        tensors[name] = tensors[name][:-3].copy()
+        told["sha256"] = checksum(tensors, {key: value for key, value in told.items() if key != "sha256"})
+        save_file(tensors, tmp_path / "short", told)
+        with pytest.raises(BrokenFile):
+            Encoded.load(tmp_path / "short")
