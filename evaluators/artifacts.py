@@ -61,7 +61,6 @@ def export_recipe(
         "deflated_bytes": deflated_bytes(artifact.path),
         "planned": planned(small.plan),
         "framework": network.framework,
-        "network_notes": list(network.notes),
     }
 
 

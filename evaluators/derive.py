@@ -97,7 +97,7 @@ class Reader:
         artifact = export.facts["artifact"]
         float32 = self.done(self.baselines.get(self.group(self.planned[name])), "export")
         answers = self.done(name, "accuracy")
-        notes = (*export.facts["network_notes"], *artifact["notes"], *(accuracy.note(answers.arrays["answers"]) if answers else ()))
+        notes = (*artifact["notes"], *(accuracy.note(answers.arrays["answers"]) if answers else ()))
         return {
             "size": size.derive(export.facts, float32.facts["artifact"]["ledger"]["file_bytes"] if float32 else None),
             "artifact": f"artifacts/{artifact['path']}",

@@ -162,7 +162,7 @@ def export(small: Compressed, path: str | os.PathLike, exporter: str | None = No
         contents = module.read(fresh)
         if not module.OWN_NUMBERS:
             verify(small, contents)
-        artifact = describe(fresh, name, contents, tuple(notes) + left_in_float(small, contents))
+        artifact = describe(fresh, name, contents, (*small.network.notes, *notes, *left_in_float(small, contents)))
         for companion in sorted(fresh.parent.iterdir()):
             if companion != fresh:
                 os.replace(companion, path.parent / companion.name)

@@ -89,7 +89,7 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     stored |= sparse_floats(small, build, found)
     build.finish(model)
     save(small, model, stored, path)
-    return (*small.network.notes, *(STATIC_NOTES if ranges else ()))
+    return STATIC_NOTES if ranges else ()
 
 
 def unplaced(small: Compressed, placed: dict[str, Placed], found) -> dict[str, dict[str, Any]]:

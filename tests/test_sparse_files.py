@@ -37,6 +37,11 @@ WHOLE = {"int8-static": {"10.weight"}}
 """What LiteRT needs with its zeros, of the layers: its int8 linear ones. Of the schemes that are not here, float32 aside, everything."""
 
 
+@pytest.fixture(autouse=True)
+def small_weights_too(monkeypatch):
+    monkeypatch.setattr("compress.numerics.sparse.LEAST", 0)
+
+
 def normal(*shape: int) -> np.ndarray:
     return RNG.normal(size=shape).astype(np.float32)
 
@@ -83,7 +88,10 @@ def outputs(artifact, network, data) -> list[np.ndarray]:
     return [session.run({network.inputs[0].name: data[i : i + 1]})[0] for i in range(4)]
 
 
-@pytest.mark.parametrize(("layer", "scheme"), [*(("layers", scheme) for scheme in QUANTIZED), ("recurrent", "float32"), ("tied", "float32")])
+CASES = [("layers", "float32"), ("layers", "int8-static"), ("linear", "int8-dynamic"), ("linear", "uint8-asymmetric"), ("conv", "float16")]
+
+
+@pytest.mark.parametrize(("layer", "scheme"), [*CASES, ("recurrent", "float32"), ("tied", "float32")])
 @pytest.mark.parametrize("suffix", SPARSE)
 def test_a_file_without_zeros_is_smaller_and_computes_the_same(suffix, layer, scheme, tmp_path, monkeypatch):
     """Bit for bit what the file with its zeros computes: the kernels get the same weights."""
@@ -112,6 +120,13 @@ def test_few_zeros_stay_where_they_are(suffix, scheme, tmp_path):
     _, artifact = written(network, data, pruned(0.1, scheme), tmp_path / f"m{suffix}")
     assert FILLS[suffix] not in artifact.contents.operators
     assert all("zeros" not in tensor.reason.split("left out")[0] or tensor.placement == "float" for tensor in artifact.tensors)
+
+
+@pytest.mark.parametrize("suffix", SPARSE)
+def test_small_weights_stay_whole(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.numerics.sparse.LEAST", 4 * 32 * 40 * 9)
+    network, data = layer_case("conv")
+    assert FILLS[suffix] not in written(network, data, pruned(0.8), tmp_path / f"m{suffix}")[1].contents.operators
 
 
 @pytest.mark.parametrize("suffix", SPARSE)

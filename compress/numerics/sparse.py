@@ -4,13 +4,13 @@ from math import prod
 
 import numpy as np
 
-WORTH = 0.9  # of the dense bytes: a file that shrinks by less is not worth the work of filling zeros in
+WORTH, LEAST = 0.9, 4096  # a weight that shrinks by less than 10% or 4 KiB is not worth the work of filling zeros in
 ROW = 255  # values of a flat row: counts and places fit in a byte
 Shape = tuple[int, ...]
 
 
 def worth(sparse: int, dense: int) -> bool:
-    return sparse < WORTH * dense
+    return sparse < WORTH * dense and dense - sparse >= LEAST
 
 
 # --- a list of values without the most frequent one ---
