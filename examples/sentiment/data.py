@@ -70,6 +70,6 @@ def train():
     return part(TEST + CALIBRATION, None)
 
 
-def recovery(limit: int = 4096):
+def recovery(limit: int = 1024):
     """A part of the training reviews: what a compressed model needs to find its accuracy again."""
     return part(TEST + CALIBRATION, TEST + CALIBRATION + limit)
