@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 CORE := .venv-core/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install compare compare-full compare-formats digits digits-training compare-training test test-core lint bench clean
+.PHONY: help install compare compare-full compare-formats digits digits-training deep-compression compare-training test test-core lint bench clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -33,6 +33,9 @@ digits-training: $(INSTALLED) ## the recipes that prune, cluster and train, on t
 	$(BIN)/compresskit compare examples/digits/study-training.yaml --out digits-training
 	$(BIN)/compresskit compare examples/digits/study-tf-keras.yaml --out digits-tf-keras
 
+deep-compression: $(INSTALLED) ## Deep Compression step by step on the digits network in Keras 3, tf_keras and PyTorch; writes deep-compression/
+	$(BIN)/compresskit compare examples/digits/study-deep-compression.yaml --out deep-compression
+
 compare-training: $(INSTALLED) ## the same on the sentiment model (about an hour); writes report-training/
 	$(BIN)/compresskit compare examples/sentiment/study-training.yaml --out report-training
 
@@ -55,4 +58,4 @@ bench: $(INSTALLED) ## this project against its peers (benchmarks/)
 	$(BIN)/python -m benchmarks
 
 clean: ## remove environments and reports
-	rm -rf .venv .venv-core report report-full report-formats report-training digits digits-training digits-tf-keras
+	rm -rf .venv .venv-core report report-full report-formats report-training digits digits-training digits-tf-keras deep-compression

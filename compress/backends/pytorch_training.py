@@ -151,6 +151,17 @@ class Learner:
         return ends[0].to(low.device), ends[1].to(low.device)
 
 
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Inside, numbers below 2^-126 count as 0: Adam's moments of pruned weights pass through them, where a CPU is many times slower."""
+    before = bool((torch.tensor(1e-39) * torch.ones(())) == 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 def train(network: PytorchNetwork, course: Course) -> tuple[PytorchNetwork, dict[str, np.ndarray]]:
     """A copy of the network with what its parameters learned, pruned and clustered as constrained, not yet rounded to their formats; scales that learned.
 
@@ -159,7 +170,7 @@ def train(network: PytorchNetwork, course: Course) -> tuple[PytorchNetwork, dict
     replaced, with a warning.
     """
     learner = Learner(network, course)
-    with learner.rounding():
+    with learner.rounding(), denormals_flushed():
         training_loop.train(learner, {name: weight.value for name, weight in network.weights().items()})
     scales = {p.name: p.learned_scales() for p in learner.parts if p.growth is not None}
     return network.with_weights({p.name: p.canonical() for p in learner.parts}), scales

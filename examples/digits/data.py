@@ -42,3 +42,17 @@ def calibration(limit: int = CALIBRATION):
 
 def train():
     return part(TEST + CALIBRATION, None)
+
+
+def shifted(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Every image moved by up to 2 pixels in both directions."""
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    moves = generator.integers(0, 5, (len(images), 2))
+    return np.stack([image[y : y + 28, x : x + 28] for image, (y, x) in zip(padded, moves, strict=True)])
+
+
+def train_shifted(copies: int = 4):
+    """The training digits moved about in as many ways."""
+    inputs, labels = train()
+    generator = np.random.default_rng(1)
+    return {"image": np.concatenate([shifted(inputs["image"], generator) for _ in range(copies)])}, np.tile(labels, copies)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import test, train
+from data import shifted, test, train
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -33,22 +33,16 @@ class Digits(nn.Module):
         return self.logits(functional.relu(self.hidden(self.features(image.permute(0, 3, 1, 2)))))
 
 
-def shifted(images: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-    """Every image moved by up to 2 pixels in both directions."""
-    padded = functional.pad(images, (0, 0, 2, 2, 2, 2))
-    return torch.stack([image[y : y + 28, x : x + 28] for image, (y, x) in zip(padded, generator.integers(0, 5, (len(images), 2)), strict=True)])
-
-
 def main(epochs: int = 12, batch: int = 64, rate: float = 4e-3) -> None:
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
     model, (inputs, labels) = Digits(), train()
-    images, labels = torch.from_numpy(inputs["image"]), torch.from_numpy(labels)
+    labels = torch.from_numpy(labels)
     optimizer = torch.optim.Adam(model.parameters(), rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (len(labels) // batch))
     print(f"training the digits network in PyTorch: {sum(p.numel() for p in model.parameters()):,} parameters, {epochs} epochs", flush=True)
     for epoch in range(epochs):
-        moved, order = shifted(images, generator), torch.from_numpy(generator.permutation(len(labels)))
+        moved, order = torch.from_numpy(shifted(inputs["image"], generator)), torch.from_numpy(generator.permutation(len(labels)))
         for taken in order[: len(labels) // batch * batch].split(batch):
             loss = functional.cross_entropy(model(moved[taken]), labels[taken])
             optimizer.zero_grad()

@@ -8,15 +8,8 @@ import os
 
 import keras
 import numpy as np
-from data import test, train
+from data import shifted, test, train
 from model import TRAINED, untrained
-
-
-def shifted(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Every image moved by up to 2 pixels in both directions."""
-    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    moves = generator.integers(0, 5, (len(images), 2))
-    return np.stack([image[y : y + 28, x : x + 28] for image, (y, x) in zip(padded, moves, strict=True)])
 
 
 def accuracy(model: keras.Model) -> float:
