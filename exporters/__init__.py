@@ -218,9 +218,18 @@ def changed_floats(small: Compressed, stored: Mapping[str, StoredTensor]) -> Ite
     for name, tensor in stored.items():
         if tensor.values is None or name not in weights:
             continue
-        own = weights[name].value
-        if own.shape != tensor.values.shape or np.any((own == 0) != (tensor.values == 0)) or not np.allclose(own, tensor.values, rtol=FOLDED, atol=0):
+        own, found = weights[name].value, tensor.values
+        if own.shape != found.shape or np.any((own == 0) != (found == 0)) or not any(proportional(own, found, axis) for axis in (0, 1)):
             yield name, "the values around its zeros differ"
+
+
+def proportional(own: np.ndarray, found: np.ndarray, axis: int) -> bool:
+    """Whether a constant that a converter may have folded in, one for each entry of this axis, is all that makes the difference."""
+    kept = own != 0
+    ratio = np.moveaxis(np.divide(found, own, where=kept, out=np.ones_like(own)), axis, 0).reshape(own.shape[axis], -1)
+    kept = np.moveaxis(kept, axis, 0).reshape(ratio.shape)
+    low, high = ratio.min(1, where=kept, initial=np.inf), ratio.max(1, where=kept, initial=-np.inf)
+    return bool(np.all((high - low <= FOLDED * np.maximum(np.abs(low), np.abs(high))) | ~kept.any(1)))
 
 
 def difference(encoded, tensor: StoredTensor | None, allow_float: bool) -> str | None:

@@ -139,6 +139,16 @@ def test_a_layer_of_zeros_computes_its_bias(suffix, tmp_path):
         assert np.array_equal(got, np.broadcast_to(model.bias.detach().numpy()[:, None, None], got.shape))
 
 
+def test_factors_that_a_converter_folded_in_are_no_difference():
+    own = normal(8, 6) * (RNG.random((8, 6)) > 0.5)
+    own[3] = 0
+    rows, columns = (RNG.uniform(1, 2, shape).astype(np.float32) for shape in ((8, 1), (1, 6)))
+    assert (
+        exporters.proportional(own, own * np.float32(0.5), 0) and exporters.proportional(own, own * rows, 0) and exporters.proportional(own, own * columns, 1)
+    )
+    assert not exporters.proportional(own, own * columns, 0) and not exporters.proportional(own, np.where(own > 1, own * np.float32(1.01), own), 0)
+
+
 @pytest.mark.parametrize("layer", ["linear", "tied"])
 def test_litert_computes_the_same_without_xnnpack(layer, tmp_path):
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
