@@ -72,9 +72,18 @@ def refuse_pickles(path: Path) -> None:
 
 
 def int8_products_are_exact() -> bool:
-    """Whether this CPU multiplies int8 without saturating: oneDNN without VNNI instructions adds pairs of products in 16 bits."""
+    """Whether this CPU multiplies int8 without saturating: oneDNN without VNNI instructions adds pairs of products in 16 bits.
+
+    Asked of both operators that files use: one may saturate where the other does not.
+    """
     x, w = torch.full((4, 64), 127, dtype=torch.int8), torch.full((16, 64), 127, dtype=torch.int8)
-    return torch.equal(torch._int_mm(x, w.t()), torch.full((4, 16), 127 * 127 * 64, dtype=torch.int32))
+    signed = torch.equal(torch._int_mm(x, w.t()), torch.full((4, 16), 127 * 127 * 64, dtype=torch.int32))
+    onednn, unsigned = torch.ops.onednn, torch.full((4, 64), 255, dtype=torch.uint8)
+    if not hasattr(onednn, "qlinear_pointwise") or not torch.backends.mkldnn.is_available():
+        return signed
+    weight, ones, zeros = onednn.qlinear_prepack(w, [4, 64]), torch.ones(16), torch.zeros(16, dtype=torch.int64)
+    sums = onednn.qlinear_pointwise(unsigned, 1.0, 0, weight, ones, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+    return signed and bool((sums == 255 * 127 * 64).all())
 
 
 def multiply_in_float(module: torch.fx.GraphModule) -> None:
