@@ -31,6 +31,17 @@ def test_training_learns_and_leaves_the_network_alone(case):
         assert not np.array_equal(values(learned)[name], value), name
 
 
+def test_pytorch_flushes_denormals_while_it_trains_and_only_then():
+    torch = pytest.importorskip("torch")
+
+    def flushed(*_) -> bool:
+        return bool((torch.tensor(1e-39) * torch.ones(())) == 0)
+
+    seen = []
+    training_case("pytorch").train({}, 2, progress=lambda *_: seen.append(flushed()))
+    assert seen == [True, True] and not flushed()
+
+
 def test_pruned_weights_stay_zero_and_the_others_recover(case):
     masks = case.sparse(0.8)
     cut = case.trained.with_weights({name: values(case.trained)[name] * mask for name, mask in masks.items()})

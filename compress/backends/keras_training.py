@@ -132,6 +132,5 @@ def train(network: KerasNetwork, course: Course) -> tuple[KerasNetwork, dict[str
     with wrapped(learner.wrappers):
         training_loop.train(learner, {name: weight.value for name, weight in network.weights().items()})
     trained = network.with_weights({p.name: p.canonical() for p in learner.parts})
-    notes = tuple(note for note in learner.objective.notes if note not in network.notes)
     scales = {p.name: p.learned_scales() for p in learner.parts if p.growth is not None}
-    return KerasNetwork(trained.model, trained.inputs, trained.structure, (*trained.notes, *notes)), scales
+    return trained.noted(*learner.objective.notes), scales

@@ -12,7 +12,7 @@ import tensorflow as tf
 from compress.backends import keras_training, training_loop
 from compress.backends.keras_network import KerasNetwork
 from compress.backends.keras_objective import Objective
-from compress.backends.keras_parts import BETA_1, BETA_2, EPSILON, in_keras
+from compress.backends.keras_parts import BETA_1, BETA_2, Latent, in_keras
 from compress.backends.training_data import Batches
 from compress.errors import MissingExtra
 from compress.training import Constraint, Course
@@ -68,14 +68,13 @@ class Learner:
         self.network, self.course, self.batches, self.twin = network, course, batches, twin
         self.objective = Objective(Traced(network, twin), course, batches)
         self.parts = [Part(name, course.constraints[name], self) for name in twin.held]
-        self.learning = list({id(v): v for v in twin.model.trainable_variables}.values())
-        self.moments = [(tf.Variable(tf.zeros(v.shape)), tf.Variable(tf.zeros(v.shape))) for v in self.learning]
+        self.latents = [Latent.of(v) for v in {id(v): v for v in twin.model.trainable_variables}.values()]
         self.compiled = tf.function(self.learn)
 
     def variables(self) -> dict[str, tf.Variable]:
         named = {id(self.twin.variables[id(slot.variable)]): name for name, slot in self.network.slots.items() if id(slot.variable) in self.twin.variables}
         found = {f"{named.get(id(v), v.name)}|{i}": v for i, v in enumerate(self.twin.model.variables)}
-        return found | {f"moment|{i}|{k}": moment for i, pair in enumerate(self.moments) for k, moment in enumerate(pair)}
+        return found | {f"moment|{i}|{k}": moment for i, latent in enumerate(self.latents) for k, moment in enumerate((latent.first, latent.second))}
 
     def state(self) -> dict[str, np.ndarray]:
         return {name: variable.numpy() for name, variable in self.variables().items()}
@@ -96,15 +95,12 @@ class Learner:
         """One step inside a graph; a loss that is not finite changes nothing that learns."""
         with tf.GradientTape() as tape:
             loss = self.objective(tensors, labels)
-        found = zip(self.learning, self.moments, tape.gradient(loss, self.learning), strict=True)
-        reached = [(v, pair, tf.convert_to_tensor(gradient)) for v, pair, gradient in found if gradient is not None]
+        found = zip(self.latents, tape.gradient(loss, [latent.variable for latent in self.latents]), strict=True)
+        reached = [(latent, tf.convert_to_tensor(gradient)) for latent, gradient in found if gradient is not None]
 
         def move() -> tf.Tensor:
-            for variable, (first, second), gradient in reached:
-                tf.raw_ops.ResourceApplyAdam(
-                    var=variable.handle, m=first.handle, v=second.handle, beta1_power=power_1, beta2_power=power_2,
-                    lr=rate, beta1=BETA_1, beta2=BETA_2, epsilon=EPSILON, grad=gradient,
-                )  # fmt: skip
+            for latent, gradient in reached:
+                latent.learn(gradient, rate, power_1, power_2)
             return loss
 
         return tf.cond(tf.math.is_finite(loss), move, lambda: loss)
@@ -137,7 +133,6 @@ def train(network: KerasNetwork, course: Course) -> tuple[KerasNetwork, dict[str
         found = twins.twin(network, constraints, batches.at(0)[0])
     except twins.Untwinned as reason:
         own, scales = keras_training.train(network, course)
-        own = KerasNetwork(own.model, own.inputs, own.structure, own.notes, network.from_tf_keras)
         return own.noted(f"{course.name} was trained by this project's own Keras 3 code, not through TFMOT: {reason}"), scales
     learner = Learner(network, course, batches, found)
     training_loop.train(learner, {name: weight.value for name, weight in network.weights().items()})
