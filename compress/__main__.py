@@ -18,8 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="One compression recipe for every framework and every device, with one honest report.\n\nExit codes: 0 done, 1 some arm failed, 2 bad input.",
 )
-console = Console()
-errors = Console(stderr=True)
+console = Console(emoji=False)
+errors = Console(stderr=True, emoji=False)
 
 Model = Annotated[str, typer.Argument(help="A .keras, .h5 or SavedModel, or `file.py:function` that returns a model.")]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A built-in recipe's name (see `compresskit recipes`) or a .yaml file.")]

@@ -32,7 +32,7 @@ class Progress(Protocol):
 
 
 def automatic() -> Progress:
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     return LiveProgress(console) if console.is_terminal and not console.is_dumb_terminal else TextProgress()
 
 

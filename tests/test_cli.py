@@ -26,6 +26,7 @@ def command(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess:
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli")
     (path / "mine.py").write_text(MODEL)
+    (path / "wrong.yaml").write_text('name: wrong\nsteps: [{step: prune, pattern: {type: "n:m", n: 5, m: 4}}]\n')
     return path
 
 
@@ -60,6 +61,7 @@ def test_plan_says_what_an_exporter_refuses(folder):
     [
         (("plan", "mine.py:load", "-r", "int8-statik", "-c", "mine.py:data"), "did you mean 'int8-static'"),
         (("plan", "mine.py:lod", "-r", "float32", "-c", "mine.py:data"), "did you mean 'load'"),
+        (("plan", "mine.py:load", "-r", "wrong.yaml", "-c", "mine.py:data"), "steps.0.pattern.n:m: "),
         (("plan", "missing.keras", "-r", "float32"), "no such model file"),
         (("plan", "mine.py:load", "-r", "float32"), "give `inputs`"),
         (("inspect", "missing.onnx"), "no such file"),
