@@ -4,7 +4,7 @@ import torch
 
 from compress.artifact import Artifact
 from compress.errors import CompressError
-from evaluators.runtimes.torch_eager import TorchSession, int8_products_are_exact, open_program, prepare, zeros
+from evaluators.runtimes.torch_eager import TorchSession, open_program, prepare, static_products_are_exact, zeros
 from evaluators.runtimes.torch_eager import versions as eager_versions
 
 EXPORTER = "torch"
@@ -16,7 +16,7 @@ def load(artifact: Artifact, threads: int) -> TorchSession:
     compiler()
     torch.set_num_threads(threads)
     # Freezing folds constants and lowers static int8 to oneDNN, whose int8 kernels are wrong on a CPU where they saturate.
-    freezing = not artifact.contents.activation_ranges or int8_products_are_exact()
+    freezing = not artifact.contents.activation_ranges or static_products_are_exact()
     module = open_program(artifact).module(check_guards=False)
     prepare(module, artifact)
     session = TorchSession(torch.compile(module, fullgraph=True, dynamic=False), artifact)

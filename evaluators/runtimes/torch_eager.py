@@ -16,6 +16,7 @@ from evaluators.runtimes.torch_loading import BITSANDBYTES, compute_at_load, has
 EXPORTER = "torch"
 SUFFIX = ".pt2"
 aten = torch.ops.aten
+IN_FLOAT = "computed in float32: the CPU's own saturate (no VNNI), or there is no oneDNN"
 
 
 class TorchSession:
@@ -35,7 +36,7 @@ class TorchSession:
 def load(artifact: Artifact, threads: int) -> TorchSession:
     torch.set_num_threads(threads)
     program = open_program(artifact)
-    static = artifact.contents.activation_ranges > 0 and int8_products_are_exact()
+    static = artifact.contents.activation_ranges > 0 and static_products_are_exact()
     module = lowered(program, artifact) if static else program.module(check_guards=False)
     prepare(module, artifact)
     return TorchSession(module, artifact)
@@ -53,7 +54,7 @@ def open_program(artifact: Artifact) -> torch.export.ExportedProgram:
 
 def prepare(module: torch.fx.GraphModule, artifact: Artifact) -> None:
     """What the file leaves to the machine that runs it: how 4-bit codes are packed, whether int8 products are exact, and what is expanded."""
-    if "aten._int_mm" in artifact.contents.operators and not int8_products_are_exact():
+    if "aten._int_mm" in artifact.contents.operators and not dynamic_products_are_exact():
         multiply_in_float(module)
     if BITSANDBYTES in artifact.contents.operators and has_fused_4bit():
         pack_4bit(module)
@@ -71,19 +72,20 @@ def refuse_pickles(path: Path) -> None:
         raise CompressError(f"{path.name} holds pickled objects, which can run any code when loaded; export the model again with compresskit")
 
 
-def int8_products_are_exact() -> bool:
-    """Whether this CPU multiplies int8 without saturating: oneDNN without VNNI instructions adds pairs of products in 16 bits.
-
-    Asked of both operators that files use: one may saturate where the other does not.
-    """
+def dynamic_products_are_exact() -> bool:
+    """Whether `_int_mm` multiplies int8 by int8 on this CPU without saturating: without VNNI instructions some kernels add pairs of products in 16 bits."""
     x, w = torch.full((4, 64), 127, dtype=torch.int8), torch.full((16, 64), 127, dtype=torch.int8)
-    signed = torch.equal(torch._int_mm(x, w.t()), torch.full((4, 16), 127 * 127 * 64, dtype=torch.int32))
-    onednn, unsigned = torch.ops.onednn, torch.full((4, 64), 255, dtype=torch.uint8)
-    if not hasattr(onednn, "qlinear_pointwise") or not torch.backends.mkldnn.is_available():
-        return signed
-    weight, ones, zeros = onednn.qlinear_prepack(w, [4, 64]), torch.ones(16), torch.zeros(16, dtype=torch.int64)
-    sums = onednn.qlinear_pointwise(unsigned, 1.0, 0, weight, ones, zeros, None, 1.0, 0, torch.float32, "none", [], "")
-    return signed and bool((sums == 255 * 127 * 64).all())
+    return torch.equal(torch._int_mm(x, w.t()), torch.full((4, 16), 127 * 127 * 64, dtype=torch.int32))
+
+
+def static_products_are_exact() -> bool:
+    """The same of oneDNN's operators, which multiply uint8 by int8: one may saturate where the other does not. False where there is no oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, w = torch.full((4, 64), 255, dtype=torch.uint8), torch.full((16, 64), 127, dtype=torch.int8)
+    weight, ones, zero_points = torch.ops.onednn.qlinear_prepack(w, [4, 64]), torch.ones(16), torch.zeros(16, dtype=torch.int64)
+    sums = torch.ops.onednn.qlinear_pointwise(x, 1.0, 0, weight, ones, zero_points, None, 1.0, 0, torch.float32, "none", [], "")
+    return bool((sums == 255 * 127 * 64).all())
 
 
 def multiply_in_float(module: torch.fx.GraphModule) -> None:
@@ -129,7 +131,8 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "torchao": importlib.metadata.version("torchao"),
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
-        "int8 products": "oneDNN" if int8_products_are_exact() else "saturate on this CPU (no VNNI): computed in float32",
+        "static int8 products": "oneDNN" if static_products_are_exact() else IN_FLOAT,
+        "dynamic int8 products": "native" if dynamic_products_are_exact() else IN_FLOAT,
         "bitsandbytes' 4-bit products": "in bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16") else "no AVX512-BF16: expanded to float32 at each run",
         "threads": str(torch.get_num_threads()),
     }
