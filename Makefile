@@ -39,8 +39,8 @@ deep-compression: $(INSTALLED) ## Deep Compression step by step on the digits ne
 compare-training: $(INSTALLED) ## the same on the sentiment model (about an hour); writes report-training/
 	$(BIN)/compresskit compare examples/sentiment/study-training.yaml --out report-training
 
-test: $(INSTALLED) ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## the whole test suite, in two processes
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 $(CORE): pyproject.toml constraints.txt
 	test -x .venv-core/bin/python || $(PYTHON) -m venv .venv-core

@@ -105,7 +105,7 @@ def test_importing_the_exporter_and_placing_loads_no_framework():
         (DynamicActivations(), {"DynamicQuantizeMatMul", "Relu"}),
         (StaticActivations(), {"QuantizeLinear", "MatMulIntegerToFloat"}),  # rounding to [0, max] is a ReLU
     ],
-    ids=str,
+    ids=["dynamic", "static"],
 )
 def test_linear_layers_run_on_integer_kernels_only(activations, expected, tmp_path):
     artifact = exporters.export(compress(mlp(), recipe(INT8, activations), calibration=MLP_DATA), tmp_path / "m.onnx")

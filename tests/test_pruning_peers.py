@@ -57,8 +57,10 @@ def test_masks_of_torchao_wanda(pattern):
 
 
 def tfmot(module: str):
-    """A module of tensorflow-model-optimization."""
-    return pytest.importorskip(f"tensorflow_model_optimization.python.core.{module}", exc_type=ImportError)
+    """A module of tensorflow-model-optimization, whose import would make tf.keras mean tf_keras in every test after it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TF_USE_LEGACY_KERAS", "1")
+        return pytest.importorskip(f"tensorflow_model_optimization.python.core.{module}", exc_type=ImportError)
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(), Blocks(1, 4), Blocks(4, 2)], ids=str)
