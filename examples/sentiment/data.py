@@ -66,10 +66,15 @@ def calibration(limit: int = 64):
     return part(TEST, TEST + min(limit, CALIBRATION))
 
 
+def many():
+    """All 256 of them: SparseGPT needs more of what a layer sees than ranges of activations do."""
+    return calibration(CALIBRATION)
+
+
 def train():
     return part(TEST + CALIBRATION, None)
 
 
-def recovery(limit: int = 1024):
+def recovery(limit: int = 2048):
     """A part of the training reviews: what a compressed model needs to find its accuracy again."""
     return part(TEST + CALIBRATION, TEST + CALIBRATION + limit)
