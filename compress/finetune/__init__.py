@@ -1,0 +1,20 @@
+"""Fine-tuning with few parameters. Everything here is PyTorch but the documents; names are loaded when they are used."""
+
+from importlib import import_module
+
+WHERE = {
+    "LoRALayer": "lora",
+    "LinearWithLoRA": "lora",
+    "adapt": "adapting",
+    "Budget": "budget",
+    "Samples": "batches",
+    "load_method": "methods",
+    "finetune": "tuning",
+}
+__all__ = list(WHERE)
+
+
+def __getattr__(name: str):
+    if name not in WHERE:
+        raise AttributeError(f"module 'compress.finetune' has no attribute {name!r}")
+    return getattr(import_module(f"compress.finetune.{WHERE[name]}"), name)

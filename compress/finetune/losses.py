@@ -1,0 +1,71 @@
+"""What a fine-tuning makes smaller, as sums over what counts, so that parts of a batch add up to the whole."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from compress.errors import InputError
+
+IGNORED = -100
+Task = Literal["classification", "causal_lm", "regression"]
+
+
+def outputs(result: Any) -> torch.Tensor:
+    """The logits, or the first output, of what a model returned."""
+    if hasattr(result, "logits"):
+        return result.logits
+    return result[0] if isinstance(result, tuple | list) else next(iter(result.values())) if isinstance(result, dict) else result
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A task's loss.
+
+    classification  labels [batch]
+    causal_lm       labels [batch, tokens], each predicted from the tokens before it; -100 is left out
+    regression      labels like the outputs; mean squared error
+    """
+
+    task: Task
+
+    def counted(self, labels: np.ndarray) -> int:
+        """How many predictions a batch's loss is the mean of."""
+        return int((labels[:, 1:] != IGNORED).sum()) if self.task == "causal_lm" else labels.size
+
+    def total(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the losses, float32."""
+        if self.task == "causal_lm":
+            return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+        if self.task == "classification":
+            return functional.cross_entropy(logits.float(), labels, reduction="sum")
+        return functional.mse_loss(logits.float().reshape(labels.shape), labels.float(), reduction="sum")
+
+    def scores(self, logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+        """Of each sample: 1 where the class is right; the mean loss of its tokens; its squared error."""
+        if self.task == "classification":
+            return (logits.argmax(-1) == labels).float().cpu().numpy()
+        if self.task == "causal_lm":
+            losses = functional.cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels[:, 1:], ignore_index=IGNORED, reduction="none")
+            return (losses.sum(1) / (labels[:, 1:] != IGNORED).sum(1).clamp(min=1)).cpu().numpy()
+        return (logits.float().reshape(labels.shape) - labels.float()).square().flatten(1).mean(1).cpu().numpy()
+
+    def check(self, labels: np.ndarray, logits: torch.Tensor) -> None:
+        """InputError for labels that the first sample's logits cannot be compared with."""
+        if self.task == "regression":
+            return
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise InputError(f"{self.task} needs class indices as labels, integers, not {labels.dtype}")
+        wanted = 2 if self.task == "causal_lm" else 1
+        if labels.ndim != wanted:
+            raise InputError(f"{self.task} needs labels of {wanted} dimension(s), not of shape {list(labels.shape)}")
+        valid = labels[labels != IGNORED] if self.task == "causal_lm" else labels
+        if not valid.size or valid.min() < 0 or valid.max() >= logits.shape[-1]:
+            said = f"from {valid.min()} to {valid.max()}" if valid.size else "that are all -100"
+            raise InputError(f"labels {said} are not classes 0 to {logits.shape[-1] - 1} of this model")
+
+
+Progress = Callable[[dict[str, Any]], None]

@@ -1,0 +1,55 @@
+"""One call: a model, a method, data and a budget; out comes a model that learned."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from compress.finetune.adapting import Adapted, adapt
+from compress.finetune.batches import Samples
+from compress.finetune.budget import Budget
+from compress.finetune.losses import Objective, Progress, Task
+from compress.finetune.methods import Method, load_method
+from compress.finetune.training import Trainer
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A model that learned.
+
+    log     of steps and evaluations, as in `log.jsonl`
+    scores  of each test sample: 1 where the class is right, the mean loss of its tokens, or its squared error; None without test data
+    """
+
+    adapted: Adapted
+    log: list[dict[str, Any]]
+    scores: np.ndarray | None
+
+    @property
+    def model(self) -> nn.Module:
+        return self.adapted.model
+
+
+def finetune(
+    model: nn.Module,
+    method: "str | Method",
+    data: Samples,
+    budget: Budget,
+    task: Task = "classification",
+    test: Samples | None = None,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Tuned:
+    """A copy of the model, fine-tuned; the model itself stays as it is.
+
+    checkpoint  a safetensors file that is written now and then: the same call goes on from it
+    progress    called after every step and evaluation with its entry of the log
+
+    InputError for targets that match nothing, labels out of range, no data; TrainingError for a loss that is no number.
+    """
+    adapted = adapt(model, load_method(method), budget.seed)
+    trainer = Trainer(adapted, data, budget, Objective(task), test, checkpoint, progress)
+    trainer.run()
+    return Tuned(adapted, trainer.log, None if test is None else trainer.evaluate(test)[1])
