@@ -59,6 +59,36 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that `compare` 
     show_report(evaluators.load_results(folder), folder)
 
 
+@app.command()
+def finetune(
+    document: Annotated[Path, typer.Argument(help="A .yaml file: model, data, budget, and the methods to compare.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoints, adapters and the report; a rerun continues there.")] = Path("finetuned"),
+) -> None:
+    """Fine-tune a model by one method or several, compare them and write a report.
+
+    Example: `compresskit finetune examples/sentiment/finetune.yaml --out finetuned`
+
+    Several GPUs: `accelerate launch --num_processes 4 -m compress finetune qlora.yaml`
+    """
+    from compress.finetune.config import Finetuning
+    from evaluators import finetuning
+    from evaluators.report import finetuning as pages
+
+    loaded = Finetuning.load(document)
+    with console.status(f"fine-tuning {loaded.name}") as status:
+        rows = finetuning.finetune(document, out, lambda run, text: status.update(escape(f"{run}: {text}")))
+    written = pages.write_report(loaded, rows, out, f"compresskit finetune {document} --out {out}")
+    print_rows(loaded.name, list(pages.HEAD), [tuple(pages.cells(loaded, row)) for row in rows])
+    for row in rows:
+        console.print(escape(pages.verdict(loaded, row)))
+        if row.merges:
+            print_rows(f"Merging {row.name}", list(pages.MERGE_HEAD), [tuple(pages.merge_cells(loaded, *merge)) for merge in row.merges])
+            console.print(escape(pages.recommendation(loaded, row)))
+    console.print(f"Report: {escape(str(written['html']))}", soft_wrap=True, highlight=False)
+    if any(row.status != "done" for row in rows):
+        raise typer.Exit(1)
+
+
 def show_report(results, folder: Path) -> None:
     from evaluators.report import write_reports
     from evaluators.report.terminal import print_table

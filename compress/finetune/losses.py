@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from compress.errors import InputError
+from compress.finetune.tasks import Task
 
 IGNORED = -100
-Task = Literal["classification", "causal_lm", "regression"]
 
 
 def outputs(result: Any) -> torch.Tensor:

@@ -10,8 +10,9 @@ from torch import nn
 from compress.finetune.adapting import Adapted, adapt
 from compress.finetune.batches import Samples
 from compress.finetune.budget import Budget
-from compress.finetune.losses import Objective, Progress, Task
+from compress.finetune.losses import Objective, Progress
 from compress.finetune.methods import Method, load_method
+from compress.finetune.tasks import Task
 from compress.finetune.training import Trainer
 
 
