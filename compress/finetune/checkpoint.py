@@ -40,7 +40,7 @@ class Checkpoint:
             raise TrainingError(f"{broken} is not finite after step {step}{self.trainer.advice()}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        save_file({n: t.contiguous() for n, t in tensors.items()}, part, {"identity": self.identity, "step": str(step), "log": json.dumps(self.trainer.log)})
+        save_file(apart(tensors), part, {"identity": self.identity, "step": str(step), "log": json.dumps(self.trainer.log)})
         os.replace(part, self.path)
 
     def restore(self) -> int:
@@ -64,6 +64,16 @@ class Checkpoint:
         set_state_dict(self.trainer.model, self.trainer.optimizer.optimizer, model_state_dict=model, optim_state_dict=optimizer, options=WHOLE)
         self.trainer.log[:] = json.loads(header["log"])
         return int(header["step"])
+
+
+def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous, and copied where two share storage, as the tables of 8-bit optimizers do: a safetensors file holds every tensor once."""
+    seen, found = set(), {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in seen else tensor.contiguous()
+        seen.add(place)
+    return found
 
 
 def leaves(tree: Mapping[str, Any], way: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -16,7 +16,7 @@ from evaluators.report.html import TEMPLATES, environment, policy
 from evaluators.report.markdown import plain, table
 
 POINTS = 300  # of a curve: longer ones are means over windows
-SAFE = 0.01  # how much a merge may lose where only this is looked at: a point of accuracy, or a hundredth nat a token
+SAFE = 0.01  # how much a merge may lose, by the worse end of its interval: a point of accuracy, or a hundredth nat a token
 
 
 def write_report(document: Finetuning, rows: Sequence[Tuning], folder: Path, command: str) -> dict[str, Path]:
@@ -84,18 +84,17 @@ def verdict(document: Finetuning, row: Tuning) -> str:
 
 
 def recommendation(document: Finetuning, row: Tuning) -> str:
-    """Which merge to use, said plainly; empty where nothing was compared."""
+    """Which merge to use, said plainly and judged by the worse end of each interval; empty where nothing was compared."""
     if not row.merges:
         return ""
-    binary = document.task == "classification"
-    loss = {merge["name"]: 0.0 if found is None else (-found.difference.value if binary else found.difference.value) for merge, found in row.merges}
-    if loss.get("stored", 1) <= SAFE:
-        return "Merge and store again: the file is as small as the base and answers as the adapter did, within what is tolerated here."
-    best = min((name for name in loss if name in ("decoded", "original")), key=loss.__getitem__)
-    if loss[best] <= SAFE:
-        about = "the decoded base" if best == "decoded" else "the original weights"
-        return f"Merge into {about} and keep that in float: storing the sum again loses {words.number(loss.get('stored', 0))}."
-    return "Keep the adapter beside its base: every merge changes the answers by more than is tolerated here."
+    binary, unit = document.task == "classification", "points of accuracy" if document.task == "classification" else "nats"
+    losses = {merge["name"]: max(0.0, -found.difference.low if binary else found.difference.high) for merge, found in row.merges if found}
+    said = {name: f"up to {words.number(loss * (100 if binary else 1))} {unit}" for name, loss in losses.items()}
+    if losses["stored"] <= SAFE:
+        return f"Merge and store again: the file is as small as the base alone, and it may lose {said['stored']}."
+    if losses["decoded"] <= SAFE:
+        return f"Merge into the decoded base and keep that in float: storing the sum again may lose {said['stored']}."
+    return f"Keep the adapter beside its base: merged into the decoded base it may lose {said['decoded']}, more test samples would tell."
 
 
 def loss_curves(rows: Sequence[Tuning]) -> str:
