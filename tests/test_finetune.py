@@ -45,16 +45,16 @@ def samples(count: int = 96) -> Samples:
     return Samples({"x": x}, x[:, :4].argmax(1))
 
 
-def method(name: str):
-    return load_method({"name": name, "also": "head"} if name != "full" else name, **({"rank": 4, "dropout": 0.1} if "lora" in name else {}))
+def method(name: str, dropout: float = 0.1):
+    return load_method({"name": name, "also": "head"} if name != "full" else name, **({"rank": 4, "dropout": dropout} if "lora" in name else {}))
 
 
 def budget(**changes) -> Budget:
     return Budget(**{"steps": STEPS, "batch": 8, "learning_rate": 1e-2} | changes)
 
 
-def trainer(name: str, checkpoint: Path | None = None, **changes) -> Trainer:
-    return Trainer(adapt(Net(), method(name), 0), samples(), budget(**changes), Objective("classification"), samples(16), checkpoint)
+def trainer(name: str, checkpoint: Path | None = None, dropout: float = 0.1, **changes) -> Trainer:
+    return Trainer(adapt(Net(), method(name, dropout), 0), samples(), budget(**changes), Objective("classification"), samples(16), checkpoint)
 
 
 def learned(one: Trainer) -> dict[str, torch.Tensor]:
@@ -95,7 +95,7 @@ def test_kill_9_loses_at_most_the_last_interval(tmp_path):
         one.run()
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while time.monotonic() < end and done(checkpoint) < 4:
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
@@ -224,7 +224,7 @@ SHARED = """
     from safetensors.torch import save_file
     from compress.finetune.checkpoint import WHOLE
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
-    one = t.trainer({name!r})
+    one = t.trainer("qlora", dropout=0.0)
     one.run()
     state = get_model_state_dict(one.model, options=WHOLE)
     if one.accelerator.is_main_process:
@@ -233,18 +233,18 @@ SHARED = """
 """
 
 
-@pytest.mark.parametrize("how", [("--multi_cpu",), ("--use_fsdp", "--fsdp_version", "2", "--fsdp_cpu_ram_efficient_loading", "false")], ids=["ddp", "fsdp2"])
-@pytest.mark.parametrize("name", ["qlora"])
-def test_two_processes_learn_what_one_does(name, how, tmp_path):
-    """Gradients are summed in another order: float32 rounding, which Adam's first steps make as large as a share of the rate."""
+@pytest.mark.parametrize("how", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}], ids=["ddp", "fsdp2"])
+def test_two_processes_learn_what_one_does(how, tmp_path):
+    """Over gloo. Gradients are summed in another order: float32 rounding, which Adam's first steps turn into a small share of the rate."""
     script, out = tmp_path / "shared.py", tmp_path / "out.safetensors"
-    script.write_text(textwrap.dedent(SHARED.format(tests=str(Path(__file__).parent), name=name, out=str(out))))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", *how]
-    found = subprocess.run([*launch, str(script)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    script.write_text(textwrap.dedent(SHARED.format(tests=str(Path(__file__).parent), out=str(out))))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | how | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-3000:]
     from safetensors.torch import load_file
 
-    together, alone = load_file(out), trainer(name)
+    together, alone = load_file(out), trainer("qlora", dropout=0.0)
     alone.run()
     for key, value in learned(alone).items():
         torch.testing.assert_close(together[key], value, rtol=1e-3, atol=1e-4)

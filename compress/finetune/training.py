@@ -1,8 +1,7 @@
 """The loop: batches in, a model that learned out; the same on one device and, under `accelerate launch`, on many."""
 
-import json
 import math
-import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -10,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import parse_flag_from_env
+from torch.distributed.fsdp import fully_shard
 
 from compress.errors import InputError, TrainingError
 from compress.finetune.adapting import Adapted
@@ -44,8 +45,13 @@ class Trainer:
         self.batches, self.total = Batches(self.data, self.budget), self.budget.total(len(self.data))
         if self.budget.recompute:
             recompute(self.adapted.model)
-        self.optimizer = optimizer(self.adapted, self.budget, self.accelerator.device)
-        self.model, self.optimizer = self.accelerator.prepare(self.adapted.model, self.optimizer)
+        self.sharded = shards_on_cpus(self.accelerator)
+        if self.sharded:
+            fully_shard(self.adapted.model)
+        made = optimizer(self.adapted, self.budget, self.accelerator.device)
+        self.model, self.optimizer = (
+            (self.adapted.model, self.accelerator.prepare(made)) if self.sharded else self.accelerator.prepare(self.adapted.model, made)
+        )
         self.check()
 
     def check(self) -> None:
@@ -78,7 +84,7 @@ class Trainer:
         for i, rows in enumerate(parts):
             inputs, labels = self.data.take(rows)
             tokens += next(iter(inputs.values())).size if self.data.lengths is None else int(self.data.lengths[rows].sum())
-            with self.accelerator.no_sync(self.model) if i + 1 < len(parts) else torch.enable_grad():
+            with self.apart(i + 1 < len(parts)):
                 loss = self.objective.total(self.logits(inputs), torch.as_tensor(labels, device=self.accelerator.device)) / counted
                 self.accelerator.backward(loss * processes)  # processes average their gradients: this makes it their sum
             total += loss.detach()
@@ -93,6 +99,12 @@ class Trainer:
         self.optimizer.zero_grad()
         entry = {"step": step + 1, "loss": loss, "rate": rate, "tokens": tokens * processes, "seconds": perf_counter() - began}
         self.say(entry | ({"gradient": float(norm)} if norm is not None else {}))
+
+    def apart(self, more: bool) -> AbstractContextManager:
+        """Processes share their gradients with the last part of a batch only."""
+        if self.sharded:
+            self.model.set_requires_gradient_sync(not more)
+        return self.accelerator.no_sync(self.model) if more and not self.sharded else nullcontext()
 
     def schedule(self, step: int) -> float:
         """The learning rate's factor."""
@@ -151,6 +163,11 @@ class Trainer:
         return f". A smaller learning rate often helps{kept}"
 
 
+def shards_on_cpus(accelerator: Accelerator) -> bool:
+    """Whether FSDP2 is asked for where accelerate knows it on accelerators only: there it is torch's own `fully_shard`."""
+    return accelerator.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
 def recompute(model: torch.nn.Module) -> None:
     """Turns on gradient checkpointing. InputError where the model has none."""
     if not hasattr(model, "gradient_checkpointing_enable"):
@@ -166,9 +183,3 @@ def optimizer(adapted: Adapted, budget: Budget, device: torch.device) -> torch.o
     from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
     return (PagedAdamW8bit if device.type == "cuda" else AdamW8bit)(groups, lr=budget.learning_rate, weight_decay=budget.weight_decay)
-
-
-def write_json_lines(path: Path, entries: list[dict[str, Any]]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    os.replace(part, path)
