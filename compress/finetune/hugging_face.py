@@ -1,0 +1,112 @@
+"""Adapters of Hugging Face models by PEFT, on weights that PEFT does not know how to store."""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+from torch import nn
+
+from compress.errors import InputError
+from compress.finetune.adapting import Adapted
+from compress.finetune.methods import IA3, LoRA, Method, Prompt
+from compress.finetune.quantized import QuantizedLinear
+from compress.finetune.starts import start
+from compress.finetune.targets import learning, linear_targets, linears, modules_of, replace, to_store
+
+NAME = "default"  # PEFT's name of the one adapter
+TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "Model": "FEATURE_EXTRACTION"}
+
+
+def adapt_by_peft(model: nn.Module, method: LoRA | IA3 | Prompt, seed: int) -> Adapted:
+    """A PeftModel around a copy. InputError for names that match nothing, and for models whose prompts PEFT does not know."""
+    also = modules_of(model, method.also, "also")
+    targets = linear_targets(model, method.targets, also) if isinstance(method, LoRA) else ()
+    stored, notes = to_store(model, method, also, targets)
+    config = config_of(model, method, also)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        ready = learning(model)
+        adapted = peft.get_peft_model(ready, config)
+    for name in targets:
+        begin(ready.get_submodule(name), method, seed, name)
+    for name in stored:
+        layer = ready.get_submodule(name)
+        if isinstance(layer, BaseTunerLayer):
+            layer.base_layer = QuantizedLinear.of(layer.base_layer, method.format)
+        else:
+            replace(ready, name, QuantizedLinear.of(layer, method.format))
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer) and isinstance(layer.base_layer, QuantizedLinear):
+            layer.merge = refuse_merging
+    if isinstance(method, Prompt):
+        keep_frozen(adapted, also)
+        if not method.deep:
+            adapted.register_forward_hook(without_prompt)
+    rates = {n: method.b_rate for n, _ in adapted.named_parameters() if ".lora_B." in n} if isinstance(method, LoRA) and method.b_rate != 1 else {}
+    return Adapted(adapted, method, rates, (f"adapters are PEFT {peft.__version__}'s", *notes))
+
+
+def config_of(model: nn.Module, method: Method, also: Collection[str]) -> peft.PeftConfig:
+    """What PEFT calls a method, for a model of either kind."""
+    whole: dict[str, Any] = {"modules_to_save": list(also) or None}
+    if isinstance(method, LoRA):
+        targets = spelled(linear_targets(model, method.targets, also), linears(model, also))
+        alpha = method.alpha or 2.0 * method.rank
+        kind = {"lora_dropout": method.dropout, "use_rslora": method.stabilized, "use_dora": method.magnitude}
+        return peft.LoraConfig(r=method.rank, lora_alpha=alpha, target_modules=targets, **kind, **whole)
+    if isinstance(method, IA3):
+        if method.targets is not None:
+            targets = spelled(linear_targets(model, method.targets, also), linears(model, also))
+            return peft.IA3Config(target_modules=targets, feedforward_modules=[], **whole)
+        if model.config.model_type not in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
+            raise InputError(f"ia3: PEFT knows no layers to scale in a {model.config.model_type}: give targets, globs over linear layers")
+        return peft.IA3Config(**whole)
+    task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
+    if task is None:
+        raise InputError(f"prompts go before the inputs of classifiers of sequences, causal language models and encoders, and a {type(model).__name__} is none")
+    if method.deep:
+        return peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=method.tokens, **whole)
+    return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=method.tokens, prompt_tuning_init="SAMPLE_VOCAB", **whole)
+
+
+def spelled(targets: list[str], known: list[str]) -> list[str] | str:
+    """Names that PEFT takes for these and no others: it takes whatever ends with one, so a regular expression where that is too much."""
+    more = [name for name in known if name not in targets and name.endswith(tuple(f".{target}" for target in targets))]
+    return "|".join(map(re.escape, targets)) if more else targets
+
+
+def begin(layer: BaseTunerLayer, method: LoRA, seed: int, name: str) -> None:
+    """Puts the project's base and start into a layer of PEFT's."""
+    begun = start(layer.base_layer, method, seed, name)
+    layer.base_layer = begun.base
+    A, B = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+    with torch.no_grad():
+        A.copy_(begun.A)
+        B.copy_(begun.B)
+        if method.magnitude:
+            norms = layer.lora_magnitude_vector[NAME].get_weight_norm(begun.base.weight, B @ A, method.scale)
+            layer.lora_magnitude_vector[NAME].weight.copy_(norms)
+
+
+def refuse_merging(*args: Any, **options: Any) -> None:
+    raise InputError("the weight is stored as codes, and adding to it would round the adapter away: merge into the decoded or the original base")
+
+
+def keep_frozen(adapted: peft.PeftModel, also: Collection[str]) -> None:
+    """PEFT lets the head of a classifier learn beside prompts, asked or not."""
+    for name, parameter in adapted.named_parameters():
+        if ".modules_to_save." in name:
+            parameter.requires_grad = name.partition(".modules_to_save.")[0].removeprefix("base_model.") in also
+
+
+def without_prompt(adapted: peft.PeftModel, given: tuple, result: Any) -> Any:
+    """Outputs of the tokens alone: those of the prompt, which come first, have no labels."""
+    tokens = adapted.active_peft_config.num_virtual_tokens
+    for name in ("logits", "last_hidden_state"):
+        if name in result and result[name].ndim == 3:
+            result[name] = result[name][:, tokens:]
+    return result
