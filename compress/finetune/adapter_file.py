@@ -1,10 +1,12 @@
 """What a model learned as a folder that PEFT reads: adapter_model.safetensors, adapter_config.json."""
 
 import copy
+import json
 import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,8 +15,13 @@ from torch import nn
 
 from compress.errors import BrokenFile, InputError
 from compress.finetune.adapting import Adapted, adapt
+from compress.finetune.layers import LinearWithDoRA, LinearWithIA3
+from compress.finetune.lora import LinearWithLoRA
 from compress.finetune.methods import IA3, LoRA, Prompt, load_method
-from compress.finetune.targets import modules_of
+from compress.finetune.targets import inside
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 HEADER = "compresskit.method"
@@ -32,6 +39,8 @@ def save_adapter(adapted: Adapted, folder: str | Path) -> Path:
         save_file(tensors, Path(part, WEIGHTS), {"format": "pt", HEADER: adapted.method.model_dump_json()})
         if isinstance(adapted.method, LoRA | IA3 | Prompt):
             described(adapted).save_pretrained(part)
+        else:
+            Path(folder, CONFIG).unlink(missing_ok=True)
         for file in sorted(Path(part).iterdir()):
             os.replace(file, folder / file.name)
     return folder
@@ -51,11 +60,27 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Adapted:
     if method is None:
         raise InputError(f"{path} does not say by which method it learned, so it is not save_adapter's: use peft.PeftModel.from_pretrained")
     try:
-        adapted = adapt(model, load_method(json_of(method)))
+        adapted = adapt(model, load_method(json.loads(method)))
     except InputError as error:
         raise InputError(f"{folder} is the adapter of another model: {error}") from error
     fill(adapted, tensors, folder)
     return adapted
+
+
+def described(adapted: Adapted) -> "PeftConfig":
+    """An adapter as PEFT says it."""
+    method, model = adapted.method, adapted.model
+    if by_peft(adapted):
+        config = copy.copy(model.peft_config["default"])
+    else:
+        from compress.finetune.hugging_face import config_of
+
+        targets = [name for name, module in model.named_modules() if isinstance(module, LinearWithLoRA | LinearWithDoRA | LinearWithIA3)]
+        whole = {name.rpartition(".")[0] for name in adapted.trainable() if not inside(name, targets)}
+        config = config_of(model, method, targets, sorted(whole))
+    if isinstance(method, LoRA) and method.start == "pissa" and method.base is None:
+        config.init_lora_weights = "pissa"  # PEFT takes the same singular values off the weights when it loads the folder
+    return config
 
 
 def fill(adapted: Adapted, tensors: dict[str, torch.Tensor], folder: str | Path) -> None:

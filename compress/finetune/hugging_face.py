@@ -15,7 +15,7 @@ from compress.finetune.adapting import Adapted
 from compress.finetune.methods import IA3, LoRA, Method, Prompt
 from compress.finetune.quantized import QuantizedLinear
 from compress.finetune.starts import start
-from compress.finetune.targets import learning, linear_targets, linears, modules_of, replace, to_store
+from compress.finetune.targets import inside, learning, linear_targets, modules_of, replace, to_store
 
 NAME = "default"  # PEFT's name of the one adapter
 TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "Model": "FEATURE_EXTRACTION"}
@@ -24,14 +24,15 @@ TASKS = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM", "LM
 def adapt_by_peft(model: nn.Module, method: LoRA | IA3 | Prompt, seed: int) -> Adapted:
     """A PeftModel around a copy. InputError for names that match nothing, and for models whose prompts PEFT does not know."""
     also = modules_of(model, method.also, "also")
-    targets = linear_targets(model, method.targets, also) if isinstance(method, LoRA) else ()
-    stored, notes = to_store(model, method, also, targets)
-    config = config_of(model, method, also)
+    targets = linear_targets(model, method.targets, also) if isinstance(method, LoRA | IA3) and method.targets else ()
+    started = targets if isinstance(method, LoRA) else ()
+    stored, notes = to_store(model, method, also, started)
+    config = config_of(model, method, targets, also)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         ready = learning(model)
         adapted = peft.get_peft_model(ready, config)
-    for name in targets:
+    for name in started:
         begin(ready.get_submodule(name), method, seed, name)
     for name in stored:
         layer = ready.get_submodule(name)
@@ -50,21 +51,14 @@ def adapt_by_peft(model: nn.Module, method: LoRA | IA3 | Prompt, seed: int) -> A
     return Adapted(adapted, method, rates, (f"adapters are PEFT {peft.__version__}'s", *notes))
 
 
-def config_of(model: nn.Module, method: Method, also: Collection[str]) -> peft.PeftConfig:
-    """What PEFT calls a method, for a model of either kind."""
+def config_of(model: nn.Module, method: Method, targets: Collection[str], also: Collection[str]) -> peft.PeftConfig:
+    """What PEFT calls a method; `targets` of LoRA and IA3 are layers of this model."""
     whole: dict[str, Any] = {"modules_to_save": list(also) or None}
     if isinstance(method, LoRA):
-        targets = spelled(linear_targets(model, method.targets, also), linears(model, also))
-        alpha = method.alpha or 2.0 * method.rank
         kind = {"lora_dropout": method.dropout, "use_rslora": method.stabilized, "use_dora": method.magnitude}
-        return peft.LoraConfig(r=method.rank, lora_alpha=alpha, target_modules=targets, **kind, **whole)
+        return peft.LoraConfig(r=method.rank, lora_alpha=method.alpha or 2.0 * method.rank, target_modules=spelled(targets, model), **kind, **whole)
     if isinstance(method, IA3):
-        if method.targets is not None:
-            targets = spelled(linear_targets(model, method.targets, also), linears(model, also))
-            return peft.IA3Config(target_modules=targets, feedforward_modules=[], **whole)
-        if model.config.model_type not in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
-            raise InputError(f"ia3: PEFT knows no layers to scale in a {model.config.model_type}: give targets, globs over linear layers")
-        return peft.IA3Config(**whole)
+        return peft.IA3Config(target_modules=spelled(targets, model), feedforward_modules=[], **whole) if targets else known_ia3(model, whole)
     task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
     if task is None:
         raise InputError(f"prompts go before the inputs of classifiers of sequences, causal language models and encoders, and a {type(model).__name__} is none")
@@ -73,10 +67,16 @@ def config_of(model: nn.Module, method: Method, also: Collection[str]) -> peft.P
     return peft.PromptTuningConfig(task_type=task, num_virtual_tokens=method.tokens, prompt_tuning_init="SAMPLE_VOCAB", **whole)
 
 
-def spelled(targets: list[str], known: list[str]) -> list[str] | str:
-    """Names that PEFT takes for these and no others: it takes whatever ends with one, so a regular expression where that is too much."""
-    more = [name for name in known if name not in targets and name.endswith(tuple(f".{target}" for target in targets))]
-    return "|".join(map(re.escape, targets)) if more else targets
+def known_ia3(model: nn.Module, whole: dict[str, Any]) -> peft.IA3Config:
+    if model.config.model_type not in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
+        raise InputError(f"ia3: PEFT knows no layers to scale in a {model.config.model_type}: give targets, globs over linear layers")
+    return peft.IA3Config(**whole)
+
+
+def spelled(targets: Collection[str], model: nn.Module) -> list[str] | str:
+    """What PEFT takes for these layers and no others: it takes whatever ends with a name, so a regular expression where that is too much."""
+    others = [name for name, _ in model.named_modules() if not inside(name, targets)]
+    return "|".join(map(re.escape, targets)) if any(name.endswith(tuple(f".{target}" for target in targets)) for name in others) else list(targets)
 
 
 def begin(layer: BaseTunerLayer, method: LoRA, seed: int, name: str) -> None:
