@@ -79,7 +79,7 @@ class BottleneckLayer(nn.Module):
 
 
 def attach_bottleneck(model: nn.Module, name: str, size: int, generator: torch.Generator) -> None:
-    """Sends the output of a module through a bottleneck; the module itself stays in its place. InputError where its width is not known or it is never called."""
+    """Sends the output of a module, which stays in its place, through a bottleneck. InputError where its width is not known or it is never called."""
     module, parent = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
         raise InputError(f"after: nn.MultiheadAttention reads the weight of {name} and never calls it; name another module")
