@@ -42,5 +42,5 @@ def test_the_page_shows_the_code_that_is_used():
 
 
 def test_the_page_counts_right(page):
-    assert page["learns"] == 664_322 and sum(p.numel() for p in page["by_hand"].parameters()) == 23_377_154
+    assert page["learns"] == 332_546 and sum(p.numel() for p in page["by_hand"].parameters()) == 22_897_922
     assert page["tuned"].scores.shape == page["qlora"].scores.shape == (page["REVIEWS"],)

@@ -36,6 +36,12 @@ class Adapted:
             found.setdefault(self.rates.get(name, 1.0), []).append(parameter)
         return [{"params": parameters, "lr": rate * scale, "scale": scale} for scale, parameters in found.items()]
 
+    def sizes(self) -> list[tuple[str, int, bool]]:
+        """(name, numbers, whether they learn) of every parameter and every weight that is stored as codes."""
+        found = [(name, p.numel(), p.requires_grad) for name, p in self.model.named_parameters() if ".original_module." not in name]
+        stored = [(f"{n}.weight", m.in_features * m.out_features, False) for n, m in self.model.named_modules() if isinstance(m, QuantizedLinear)]
+        return found + stored
+
 
 class Row(NamedTuple):
     """A module's parameters (weights that are stored as codes among them): how many learn, of how many."""
@@ -77,17 +83,10 @@ def trainable_table(adapted: Adapted) -> list[Row]:
     learn, held = defaultdict(int), defaultdict(int)
     names = {re.sub(r"\.(default|modules_to_save|lora_\w+|lora|bottleneck|magnitude|ia3_l)\b.*$", "", name.rpartition(".")[0]) for name in adapted.trainable()}
     rows = {name: re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name.removeprefix("base_model.model.").removeprefix("base_model.")) for name in names}
-    for name, size, learns in sizes(adapted.model):
+    for name, size, learns in adapted.sizes():
         owner = next((rows[n] for n in names if f"{name}.".startswith(f"{n}.")), "")
         for row in {owner, ""}:
             held[row] += size
             learn[row] += size * learns
     found = sorted((Row(row, learn[row], held[row]) for row in held if row), key=lambda row: -row.learn)
     return [*found, Row("all", learn[""], held[""])]
-
-
-def sizes(model: nn.Module) -> list[tuple[str, int, bool]]:
-    """(name, numbers, whether they learn) of every parameter and every weight that is stored as codes."""
-    found = [(name, p.numel(), p.requires_grad) for name, p in model.named_parameters() if ".original_module." not in name]
-    stored = [(f"{n}.weight", m.in_features * m.out_features, False) for n, m in model.named_modules() if isinstance(m, QuantizedLinear)]
-    return found + stored
