@@ -38,15 +38,12 @@ def test_only_lora_and_also_learn_and_the_callers_model_stays():
     assert all(np.array_equal(a, b) for a, b in zip(before, arrays(given), strict=True)) and flags == [v.trainable for v in given.variables]
     learns = tuned.adapted.trainable()
     assert {name.rpartition(".")[0] for name in learns} == {"words", "heads", "block.inner", "head"}
-    assert (
-        sum(np.prod(v.shape) for v in learns.values())
-        == 2 * (20 + 8) + 2 * (8 * 2 + 4) + 2 * (48 + 16) + 16 * 3 + 3
-        == trainable_table(tuned.adapted)[-1].learn
-    )
+    formula = 2 * (20 + 8) + 2 * (8 * 2 + 4) + 2 * (48 + 16) + 16 * 3 + 3
+    assert sum(np.prod(v.shape) for v in learns.values()) == formula == trainable_table(tuned.adapted)[-1].learn
     old = {v.path: v.numpy() for v in given.variables}
     for variable in tuned.model.variables:
         if variable.path in old:
-            assert np.array_equal(old[variable.path], variable.numpy()) != ("head" in variable.path), variable.path
+            assert np.array_equal(old[variable.path], variable.numpy()) != variable.path.startswith("head/"), variable.path
     losses = [entry["loss"] for entry in tuned.log if "loss" in entry]
     assert len(losses) == 9 and losses[-1] < losses[0] and tuned.scores.shape == (24,) and tuned.log[-1]["score"] == pytest.approx(tuned.scores.mean())
 
@@ -71,12 +68,14 @@ def test_merged_weights_compute_the_same_without_lora():
 
 
 def test_parts_of_a_batch_add_up_and_seeds_repeat():
-    runs = [
-        finetune(model(None), lora(), DATA, Budget(steps=4, batch=8, learning_rate=0.01, accumulate=a, seed=s)).log for a, s in ((1, 0), (2, 0), (1, 0), (1, 1))
-    ]
+    data = Samples({"x": RANDOM.normal(size=(24, 6)).astype(np.float32)}, DATA.labels)
+    small = keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu", name="inner"), layers.Dense(3, name="head")])
+    budget, method = Budget(steps=4, batch=8, learning_rate=0.01), load_method("lora", rank=2)
+    changes = ({}, {"accumulate": 2}, {}, {"seed": 1})
+    runs = [finetune(small, method, data, budget.model_copy(update=change)).log for change in changes]
     whole, parts, again, other = ([entry["loss"] for entry in log] for log in runs)
     assert whole == again != other and len(parts) == 4
-    assert np.allclose(whole, parts, atol=1e-5)  # batch norms are frozen, so sums of gradients differ by rounding only
+    assert np.allclose(whole, parts, atol=1e-5)  # sums of gradients in another order
     assert [e["rate"] for e in runs[0]] == pytest.approx([0.01 * Budget(steps=4).factor(i, 4) for i in range(4)])
 
 
