@@ -283,3 +283,21 @@ def test_folders_that_cannot_be_read_say_why(tmp_path):
     adapt(made("bert"), method_of("bert", "lora")).model.save_pretrained(folder)
     with pytest.raises(InputError, match="use peft.PeftModel.from_pretrained"):
         load_adapter(made("bert"), folder)
+
+
+def test_a_layer_in_two_places_is_adapted_in_both():
+    model = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.ReLU())
+    model.append(model[0])
+    adapted = adapt(model, load_method("lora", targets="*"))
+    assert adapted.model[0] is adapted.model[2] and trainable_table(adapted)[-1] == ("all", 8 * 2 * HIDDEN, HIDDEN * (HIDDEN + 1) + 8 * 2 * HIDDEN)
+
+
+def test_only_the_module_named_learns_whole():
+    model = made("bert")
+    model.bert.pooler.classifier = nn.LayerNorm(1)  # PEFT takes whatever ends with the name
+    for name in ("lora", "ia3", "prompt"):
+        adapted = adapt(model, method_of("bert", name))
+        assert sum("classifier" in n for n in adapted.trainable()) == 2
+    model.bert.pooler.classifier = nn.Linear(8, 8)
+    with pytest.raises(InputError, match="bert.pooler.classifier: PEFT gives it no adapter"):
+        adapt(model, method_of("bert", "lora"))

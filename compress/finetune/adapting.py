@@ -12,6 +12,10 @@ from compress.finetune.methods import Bottleneck, Full, Method, Selective
 from compress.finetune.quantized import QuantizedLinear
 from compress.finetune.targets import learning, modules_of, selected
 
+PARTS = re.compile(r"\.(default|modules_to_save|lora_\w+|lora|bottleneck|ia3_l)\b.*$")  # of an adapter, below the module that it is an adapter of
+PEFT = re.compile(r"^base_model\.(model\.)?")
+BLOCKS = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
@@ -81,12 +85,11 @@ def from_hugging_face(model: nn.Module) -> bool:
 def trainable_table(adapted: Adapted) -> list[Row]:
     """A row for each kind of module that learns, its numbers (of blocks) written as *, largest first, and one for the whole model."""
     learn, held = defaultdict(int), defaultdict(int)
-    names = {re.sub(r"\.(default|modules_to_save|lora_\w+|lora|bottleneck|magnitude|ia3_l)\b.*$", "", name.rpartition(".")[0]) for name in adapted.trainable()}
-    rows = {name: re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name.removeprefix("base_model.model.").removeprefix("base_model.")) for name in names}
+    names = {PARTS.sub("", name.rpartition(".")[0]) or name for name in adapted.trainable()}
     for name, size, learns in adapted.sizes():
-        owner = next((rows[n] for n in names if f"{name}.".startswith(f"{n}.")), "")
-        for row in {owner, ""}:
+        owner = max((n for n in names if f"{name}.".startswith(f"{n}.")), key=len, default=None)
+        for row in ["all"] if owner is None else ["all", BLOCKS.sub("*", PEFT.sub("", owner))]:
             held[row] += size
             learn[row] += size * learns
-    found = sorted((Row(row, learn[row], held[row]) for row in held if row), key=lambda row: -row.learn)
-    return [*found, Row("all", learn[""], held[""])]
+    rows = [Row(row, learn[row], held[row]) for row in held]
+    return sorted(rows, key=lambda row: (row.module == "all", -row.learn))

@@ -32,6 +32,9 @@ def adapt_by_peft(model: nn.Module, method: LoRA | IA3 | Prompt, seed: int) -> A
         torch.manual_seed(seed)
         ready = learning(model)
         adapted = peft.get_peft_model(ready, config)
+    missed = next((name for name in targets if not isinstance(ready.get_submodule(name), BaseTunerLayer)), None)
+    if missed:
+        raise InputError(f"{missed}: PEFT gives it no adapter, because its name ends as one of also does ({', '.join(also)}): leave it out of targets")
     for name in started:
         begin(ready.get_submodule(name), method, seed, name)
     for name in stored:
@@ -43,10 +46,9 @@ def adapt_by_peft(model: nn.Module, method: LoRA | IA3 | Prompt, seed: int) -> A
     for layer in adapted.modules():
         if isinstance(layer, BaseTunerLayer) and isinstance(layer.base_layer, QuantizedLinear):
             layer.merge = refuse_merging
-    if isinstance(method, Prompt):
-        keep_frozen(adapted, also)
-        if not method.deep:
-            adapted.register_forward_hook(without_prompt)
+    keep_frozen(adapted, {f"{'base_model' if isinstance(method, Prompt) else 'base_model.model'}.{name}" for name in also})
+    if isinstance(method, Prompt) and not method.deep:
+        adapted.register_forward_hook(without_prompt)
     rates = {n: method.b_rate for n, _ in adapted.named_parameters() if ".lora_B." in n} if isinstance(method, LoRA) and method.b_rate != 1 else {}
     return Adapted(adapted, method, rates, (f"adapters are PEFT {peft.__version__}'s", *notes))
 
@@ -97,10 +99,10 @@ def refuse_merging(*args: Any, **options: Any) -> None:
 
 
 def keep_frozen(adapted: peft.PeftModel, also: Collection[str]) -> None:
-    """PEFT lets the head of a classifier learn beside prompts, asked or not."""
+    """PEFT lets modules learn whose names end as one that is to learn, and the head of a classifier beside prompts."""
     for name, parameter in adapted.named_parameters():
         if ".modules_to_save." in name:
-            parameter.requires_grad = name.partition(".modules_to_save.")[0].removeprefix("base_model.") in also
+            parameter.requires_grad = name.partition(".modules_to_save.")[0] in also
 
 
 def without_prompt(adapted: peft.PeftModel, given: tuple, result: Any) -> Any:

@@ -35,7 +35,7 @@ def finetune_keras(
     tuned, loss = adapted.model, loss_of(adapted.model, task)
     accumulated = budget.accumulate if budget.accumulate > 1 else None
     decay = {"weight_decay": budget.weight_decay, "global_clipnorm": budget.clip, "gradient_accumulation_steps": accumulated}
-    tuned.compile(optimizer=keras.optimizers.AdamW(budget.learning_rate, epsilon=1e-8, **decay), loss=loss)
+    tuned.compile(keras.optimizers.AdamW(budget.learning_rate, epsilon=1e-8, **decay), loss, jit_compile=False)  # XLA takes longer than small adapters
     steps = Steps(data, budget)
     following = Following(steps, task, test, progress)
     tuned.fit(steps, shuffle=False, verbose=0, callbacks=[following])

@@ -76,8 +76,11 @@ def learning(model: nn.Module, parameters: Iterable[str] = (), modules: Collecti
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
+    """In every place where the module of this name is."""
+    old = model.get_submodule(name)
+    for place in [place for place, found in model.named_modules(remove_duplicate=False) if found is old]:
+        parent, _, last = place.rpartition(".")
+        setattr(model.get_submodule(parent), last, module)
 
 
 def selected(model: nn.Module, train: Patterns) -> list[str]:
