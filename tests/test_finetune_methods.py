@@ -12,6 +12,7 @@ from compress.errors import BrokenFile, InputError, RecipeError
 from compress.finetune import adapt, load_adapter, save_adapter, trainable_table
 from compress.finetune.methods import NAMED, LoRA, load_method
 from compress.finetune.quantized import QuantizedLinear
+from compress.finetune.starts import nearest, singular
 from compress.finetune.targets import linears, output_head
 
 MOVES = {"prompt", "prefix"}  # what the model computes changes as soon as there are vectors before its inputs
@@ -34,6 +35,9 @@ def moved(adapted, seed=3):
     with torch.no_grad():
         for parameter in adapted.trainable().values():
             parameter += 0.1 * torch.randn(parameter.shape, generator=random)
+        for name, buffer in adapted.model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer += 0.1
     return adapted
 
 
@@ -301,3 +305,15 @@ def test_only_the_module_named_learns_whole():
     model.bert.pooler.classifier = nn.Linear(8, 8)
     with pytest.raises(InputError, match="bert.pooler.classifier: PEFT gives it no adapter"):
         adapt(model, method_of("bert", "lora"))
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (24, 24)])
+def test_both_ways_to_the_nearest_matrix_of_a_rank_agree(shape):
+    matrix, method = torch.randn(shape, generator=torch.Generator().manual_seed(0)), load_method("lora", rank=5)
+    for A, B in (nearest(matrix, method), singular(matrix, method)):
+        assert A.shape == (5, shape[1]) and B.shape == (shape[0], 5)
+        lost = torch.linalg.svdvals(matrix)[5:].norm()  # Eckart and Young: no matrix of this rank is nearer
+        assert torch.dist(matrix, method.scale * B @ A) == pytest.approx(lost.item(), rel=1e-4)
+        assert torch.allclose(A.norm(dim=1), B.norm(dim=0), rtol=1e-3)
+    A, B = nearest(torch.zeros(shape), method)
+    assert torch.isfinite(A).all() and not (B @ A).any()

@@ -33,7 +33,7 @@ def start(linear: nn.Linear, method: LoRA, seed: int, name: str) -> Start:
     if method.start == "loftq":
         return loftq(linear, method)
     if method.start == "pissa":
-        A, B = largest(linear.weight, method)
+        A, B = singular(linear.weight, method)
         linear = frozen_copy(linear)
         linear.weight = nn.Parameter((linear.weight - method.scale * B @ A).to(linear.weight.dtype), requires_grad=False)
     else:
@@ -48,16 +48,27 @@ def loftq(linear: nn.Linear, method: LoRA) -> Start:
     lost = torch.zeros_like(weight)
     for _ in range(ALTERNATIONS):
         base = QuantizedLinear(encode(weight - lost, method.format), linear.bias)
-        A, B = largest(weight - base.weight, method)
+        A, B = nearest(weight - base.weight, method)
         lost = method.scale * B @ A
     return Start(base, A, B)
 
 
-def largest(matrix: torch.Tensor, method: LoRA) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [rank, inputs] and B [outputs, rank]: scale * B A is the nearest matrix of that rank; computed as PEFT computes it, so that both subtract the same."""
-    left, values, right = torch.linalg.svd(matrix.detach().float(), full_matrices=False)
+def singular(weight: torch.Tensor, method: LoRA) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [rank, inputs] and B [outputs, rank] of the largest singular values, computed as PEFT computes them, so that both take the same off the weight."""
+    left, values, right = torch.linalg.svd(weight.detach().float(), full_matrices=False)
     root = torch.diag(torch.sqrt(values[: method.rank] / method.scale))
     return root @ right[: method.rank], left[:, : method.rank] @ root
+
+
+def nearest(matrix: torch.Tensor, method: LoRA) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of a float32 [outputs, inputs] from the eigenvectors of its smaller Gram matrix: several times as fast, near enough for what is repeated."""
+    if matrix.shape[0] > matrix.shape[1]:
+        B, A = nearest(matrix.T, method)
+        return A.T, B.T
+    left = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -method.rank :]
+    right = left.T @ matrix
+    root = torch.linalg.norm(right, dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    return right / root / method.scale**0.5, left * root.T / method.scale**0.5
 
 
 def drawn(rank: int, inputs: int, seed: int, name: str) -> torch.Tensor:
