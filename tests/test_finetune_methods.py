@@ -9,11 +9,12 @@ import torch
 from finetune_models import CASES, HIDDEN, made, method_of, run
 from torch import nn
 
+from compress import encode
 from compress.errors import BrokenFile, InputError, RecipeError
 from compress.finetune import adapt, load_adapter, save_adapter, trainable_table
 from compress.finetune.methods import NAMED, LoRA, load_method
 from compress.finetune.quantized import QuantizedLinear
-from compress.finetune.starts import nearest, singular
+from compress.finetune.starts import nearest, singular, start
 from compress.finetune.targets import linears, output_head
 
 MOVES = {"prompt", "prefix"}  # what the model computes changes as soon as there are vectors before its inputs
@@ -320,3 +321,16 @@ def test_both_ways_to_the_nearest_matrix_of_a_rank_agree(shape):
         assert torch.allclose(A.norm(dim=1), B.norm(dim=0), rtol=1e-3)
     A, B = nearest(torch.zeros(shape), method)
     assert torch.isfinite(A).all() and not (B @ A).any()
+
+
+def test_loftq_is_the_papers_algorithm():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        linear, method = nn.Linear(64, 48), load_method("loftq", rank=4)
+    weight, low = linear.weight.detach(), torch.zeros(48, 64)
+    for _ in range(5):
+        codes = torch.from_numpy(encode((weight - low).numpy(), method.format).decode())
+        left, values, right = torch.linalg.svd(weight - codes)
+        low = left[:, :4] @ torch.diag(values[:4]) @ right[:4]
+    begun = start(linear, method, 0, "layer")
+    assert torch.dist(weight, begun.base.weight + method.scale * begun.B @ begun.A).item() == pytest.approx(torch.dist(weight, codes + low).item(), rel=1e-3)

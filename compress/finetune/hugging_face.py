@@ -38,11 +38,8 @@ def adapt_by_peft(model: nn.Module, method: LoRA | IA3 | Prompt, seed: int) -> A
     for name in started:
         begin(ready.get_submodule(name), method, seed, name)
     for name in stored:
-        layer = ready.get_submodule(name)
-        if isinstance(layer, BaseTunerLayer):
-            layer.base_layer = QuantizedLinear.of(layer.base_layer, method.format)
-        else:
-            replace(ready, name, QuantizedLinear.of(layer, method.format))
+        place = f"{name}.base_layer" if isinstance(ready.get_submodule(name), BaseTunerLayer) else name
+        replace(ready, place, QuantizedLinear.of(ready.get_submodule(place), method.format))
     for layer in adapted.modules():
         if isinstance(layer, BaseTunerLayer) and isinstance(layer.base_layer, QuantizedLinear):
             layer.merge = refuse_merging
