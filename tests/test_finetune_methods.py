@@ -6,12 +6,12 @@ import numpy as np
 import peft
 import pytest
 import torch
-from finetune_models import CASES, HIDDEN, made, method_of, run
+from finetune_models import CASES, HIDDEN, batch, made, method_of, run
 from torch import nn
 
 from compress import encode
 from compress.errors import BrokenFile, InputError, RecipeError
-from compress.finetune import adapt, load_adapter, save_adapter, trainable_table
+from compress.finetune import Budget, Samples, adapt, finetune, load_adapter, save_adapter, trainable_table
 from compress.finetune.methods import NAMED, LoRA, load_method
 from compress.finetune.quantized import QuantizedLinear
 from compress.finetune.starts import nearest, singular, start
@@ -334,3 +334,13 @@ def test_loftq_is_the_papers_algorithm():
         low = left[:, :4] @ torch.diag(values[:4]) @ right[:4]
     begun = start(linear, method, 0, "layer")
     assert torch.dist(weight, begun.base.weight + method.scale * begun.B @ begun.A).item() == pytest.approx(torch.dist(weight, codes + low).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["full", "prompt", "prefix"])
+def test_tied_weights_and_other_names_of_frozen_ones_are_no_trouble_to_a_checkpoint(name, tmp_path):
+    inputs = {name: tensor.numpy() for name, tensor in batch().items()}
+    data = Samples(inputs, np.where(inputs["attention_mask"] == 1, inputs["input_ids"], -100))
+    given = (made("llama"), method_of("llama", name), data, Budget(steps=2, batch=4), "causal_lm", None, tmp_path / "tuned.safetensors")
+    tuned, again = finetune(*given), finetune(*given)
+    assert same(state(tuned.model), state(again.model)) and again.log == tuned.log
+    assert not torch.equal(run(tuned.model), run(adapt(*given[:2]).model))
