@@ -344,3 +344,9 @@ def test_tied_weights_and_other_names_of_frozen_ones_are_no_trouble_to_a_checkpo
     tuned, again = finetune(*given), finetune(*given)
     assert same(state(tuned.model), state(again.model)) and again.log == tuned.log
     assert not torch.equal(run(tuned.model), run(adapt(*given[:2]).model))
+
+
+def test_prefixes_and_gradient_checkpointing_exclude_each_other():
+    inputs = {name: tensor.numpy() for name, tensor in batch().items()}
+    with pytest.raises(InputError, match="budget.recompute: gradient checkpointing drops the cache"):
+        finetune(made("bert"), method_of("bert", "prefix"), Samples(inputs, np.arange(4) % 3), Budget(steps=1, recompute=True))
