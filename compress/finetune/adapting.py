@@ -1,18 +1,20 @@
 """A model made ready to learn by a method: what learns, what stays, in which format. The caller's model is never changed."""
 
 import copy
-from collections.abc import Iterable
+import re
+from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import torch
 from torch import nn
 
-from compress.errors import InputError
-from compress.finetune.lora import LinearWithLoRA
-from compress.finetune.methods import Full, LoRA, Method, Selective, WithBase
+from compress.finetune.methods import Bottleneck, Full, Method, Selective
 from compress.finetune.quantized import QuantizedLinear
-from compress.registry import suggest
-from compress.steps.selector import Patterns, glob
+from compress.finetune.targets import learning, modules_of, selected
+
+PARTS = re.compile(r"\.(default|modules_to_save|lora_\w+|lora|bottleneck|ia3_l)\b.*$")  # of an adapter, below the module that it is an adapter of
+PEFT = re.compile(r"^base_model\.(model\.)?")
+BLOCKS = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +22,7 @@ class Adapted:
     """A copy of a model, adapted.
 
     rates  by name of a parameter that learns: how many times the learning rate its own is (LoRA+); 1 where it says nothing
-    notes  what stays other than the method says, with the reason
+    notes  whose layers the adapters are, and what stays other than the method says, with the reason
     """
 
     model: nn.Module
@@ -38,101 +40,56 @@ class Adapted:
             found.setdefault(self.rates.get(name, 1.0), []).append(parameter)
         return [{"params": parameters, "lr": rate * scale, "scale": scale} for scale, parameters in found.items()]
 
+    def sizes(self) -> list[tuple[str, int, bool]]:
+        """(name, numbers, whether they learn) of every parameter and every weight that is stored as codes."""
+        found = [(name, p.numel(), p.requires_grad) for name, p in self.model.named_parameters() if ".original_module." not in name]
+        stored = [(f"{n}.weight", m.in_features * m.out_features, False) for n, m in self.model.named_modules() if isinstance(m, QuantizedLinear)]
+        return found + stored
+
+
+class Row(NamedTuple):
+    """A module's parameters (weights that are stored as codes among them): how many learn, of how many."""
+
+    module: str
+    learn: int
+    all: int
+
+    @property
+    def share(self) -> float:
+        return self.learn / self.all
+
 
 def adapt(model: nn.Module, method: Method, seed: int = 0) -> Adapted:
-    """The model ready to learn: weights that do not learn share the caller's storage, what learns is a copy. InputError for targets that match nothing."""
-    torch.manual_seed(seed)
+    """The model ready to learn: weights that do not learn share the caller's storage, what learns is a copy. InputError for names that match nothing.
+
+    Adapters of Hugging Face models are PEFT's, those of other models, and bottlenecks, which PEFT does not have, the project's own.
+    """
     if isinstance(method, Full):
-        ready = copy.deepcopy(model).requires_grad_(True)
-        return Adapted(ready, method)
+        return Adapted(copy.deepcopy(model).requires_grad_(True), method)
     if isinstance(method, Selective):
-        return Adapted(learning(model, selected(model, method.train), method.also), method)
-    if not isinstance(method, LoRA):
-        raise InputError(f"the method {method.method!r} adapts Hugging Face models only")
-    return low_rank(model, method)
+        return Adapted(learning(model, selected(model, method.train), modules_of(model, method.also, "also")), method)
+    if from_hugging_face(model) and not isinstance(method, Bottleneck):
+        from compress.finetune.hugging_face import adapt_by_peft
+
+        return adapt_by_peft(model, method, seed)
+    from compress.finetune.by_hand import adapt_by_hand
+
+    reason = "PEFT has no bottlenecks" if isinstance(method, Bottleneck) else f"{type(model).__name__} is no transformers.PreTrainedModel"
+    return adapt_by_hand(model, method, seed, f"adapters are this project's own layers: {reason}")
 
 
-def low_rank(model: nn.Module, method: LoRA) -> Adapted:
-    targets = linear_targets(model, method.targets, method.also)
-    ready = learning(model, (), method.also)
-    alpha = method.scale * method.rank
-    for name in targets:
-        linear = ready.get_submodule(name)
-        try:
-            replace(ready, name, LinearWithLoRA(stored(linear, method), method.rank, alpha, method.dropout))
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-    rates = {f"{name}.lora.B": method.b_rate for name in targets if method.b_rate != 1}
-    return Adapted(ready, method, rates)
+def from_hugging_face(model: nn.Module) -> bool:
+    return any(base.__name__ == "PreTrainedModel" and base.__module__.startswith("transformers.") for base in type(model).__mro__)
 
 
-def stored(linear: nn.Linear, method: WithBase) -> nn.Module:
-    return linear if method.format is None else QuantizedLinear.of(linear, method.format)
-
-
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
-
-
-def linear_targets(model: nn.Module, targets: Patterns, also: Patterns) -> list[str]:
-    """Names of the linear layers that adapters go to. InputError where there are none."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    head = output_head(model)
-    wanted = [n for n in linear if glob(targets, n) and not glob(also, n) and (n != head or targets not in ("*", ("*",)))]
-    if not wanted:
-        raise InputError(f"targets {targets!r} match no linear layer; {suggest(str(targets), linear)}the model has {', '.join(linear[:6]) or 'none'}, ...")
-    return wanted
-
-
-def output_head(model: nn.Module) -> str | None:
-    """The name of a Hugging Face model's output layer."""
-    found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return next((name for name, module in model.named_modules() if module is found), None) if found is not None else None
-
-
-def learning(model: nn.Module, parameters: Iterable[str], also: Patterns) -> nn.Module:
-    """A copy in which these parameters, and all of the modules that `also` matches, learn; others share the caller's storage."""
-    names = set(parameters)
-    for pattern in (also,) if isinstance(also, str) else also:
-        modules = [name for name, _ in model.named_modules() if name and glob(pattern, name)]
-        if not modules:
-            known = [name for name, _ in model.named_modules() if name]
-            raise InputError(f"also: {pattern!r} matches no module; {suggest(pattern, known)}")
-        names |= {n for n, _ in model.named_parameters() if any(n.startswith(f"{module}.") for module in modules)}
-    memo = {id(p): nn.Parameter(p.detach().clone() if n in names else p.detach(), requires_grad=n in names) for n, p in model.named_parameters()}
-    return copy.deepcopy(model, memo)
-
-
-NORMS = ("LayerNorm", "BatchNorm", "GroupNorm", "RMSNorm", "InstanceNorm")
-
-
-def selected(model: nn.Module, train: Patterns) -> list[str]:
-    """Names of the parameters that a selective method trains. InputError for a pattern that matches none."""
-    names, found = [name for name, _ in model.named_parameters()], []
-    for pattern in (train,) if isinstance(train, str) else train:
-        if pattern == "biases":
-            wanted = [n for n in names if n.endswith("bias")]
-        elif pattern == "norms":
-            norms = [n for n, m in model.named_modules() if any(kind in type(m).__name__ for kind in NORMS)]
-            wanted = [n for n in names if n.rpartition(".")[0] in norms]
-        elif pattern.startswith("last:"):
-            blocks = last_blocks(model, pattern.removeprefix("last:"))
-            wanted = [n for n in names if any(n.startswith(f"{block}.") for block in blocks)]
-        else:
-            wanted = [n for n in names if glob((pattern, f"{pattern}.*"), n)]
-        if not wanted:
-            raise InputError(f"train: {pattern!r} matches no parameter; {suggest(pattern, names)}the model has {', '.join(names[:6])}, ...")
-        found += wanted
-    return found
-
-
-def last_blocks(model: nn.Module, count: str) -> list[str]:
-    """Names of the last modules of the longest ModuleList."""
-    if not count.isdigit() or not int(count):
-        raise InputError(f"train: 'last:{count}' needs a number of blocks, as last:2")
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
-    if not lists:
-        raise InputError("train: 'last:N' takes the last modules of a ModuleList, and the model has none: name parameters instead")
-    name, blocks = max(lists, key=lambda pair: len(pair[1]))
-    return [f"{name}.{i}".lstrip(".") for i in range(len(blocks))][-int(count) :]
+def trainable_table(adapted: Adapted) -> list[Row]:
+    """A row for each kind of module that learns, its numbers (of blocks) written as *, largest first, and one for the whole model."""
+    learn, held = defaultdict(int), defaultdict(int)
+    names = {PARTS.sub("", name.rpartition(".")[0]) or name for name in adapted.trainable()}
+    for name, size, learns in adapted.sizes():
+        owner = max((n for n in names if f"{name}.".startswith(f"{n}.")), key=len, default=None)
+        for row in ["all"] if owner is None else ["all", BLOCKS.sub("*", PEFT.sub("", owner))]:
+            held[row] += size
+            learn[row] += size * learns
+    rows = [Row(row, learn[row], held[row]) for row in held]
+    return sorted(rows, key=lambda row: (row.module == "all", -row.learn))

@@ -1,6 +1,8 @@
 """How long and how a fine-tuning learns, as a document."""
 
-from typing import Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -50,3 +52,16 @@ class Budget(BaseModel):
     def total(self, samples: int) -> int:
         """Optimizer steps; a last batch that is not full is left out of each epoch."""
         return self.steps if self.steps is not None else max(1, round(self.epochs * max(1, samples // self.batch)))
+
+    def factor(self, step: int, total: int) -> float:
+        """The learning rate's, at a step of so many."""
+        warm = self.warmup * total
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        done = (step - warm) / max(1, total - warm)
+        return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
+
+    def enough(self, log: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the evaluations in a log no longer improve."""
+        losses = [entry["evaluation loss"] for entry in log if "evaluation loss" in entry]
+        return bool(self.patience and losses and len(losses) - 1 - losses.index(min(losses)) >= self.patience)

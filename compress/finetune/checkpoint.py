@@ -31,7 +31,7 @@ class Checkpoint:
 
     def save(self, step: int) -> None:
         """TrainingError for a number that is not finite: a checkpoint is good."""
-        model, optimizer = get_state_dict(self.trainer.model, self.trainer.optimizer.optimizer, options=WHOLE)
+        model, optimizer = self.state()
         if not self.trainer.accelerator.is_main_process:
             return
         tensors = {SEPARATOR.join(place): torch.as_tensor(value) for place, value in leaves({"model": model, "optimizer": optimizer["state"]})}
@@ -42,6 +42,12 @@ class Checkpoint:
         part = self.path.with_suffix(".part")
         save_file(apart(tensors), part, {"identity": self.identity, "step": str(step), "log": json.dumps(self.trainer.log)})
         os.replace(part, self.path)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the model learned, under one name each though weights be tied, and the optimizer's state."""
+        model, optimizer = get_state_dict(self.trainer.model, self.trainer.optimizer.optimizer, options=WHOLE)
+        others = {name for name, _ in self.trainer.adapted.model.named_parameters(remove_duplicate=False)} - set(self.trainer.adapted.trainable())
+        return {name: tensor for name, tensor in model.items() if name not in others}, optimizer
 
     def restore(self) -> int:
         """Steps done; 0 where there is no file. InputError for the checkpoint of another fine-tuning, BrokenFile for one that cannot be read."""
@@ -55,7 +61,7 @@ class Checkpoint:
             raise BrokenFile(f"the checkpoint {self.path} cannot be read ({error}): remove it to train from the start") from error
         if header.get("identity") != self.identity:
             raise InputError(f"{self.path} is the checkpoint of another method, budget, data or model: remove it, or write to another folder")
-        model, optimizer = get_state_dict(self.trainer.model, self.trainer.optimizer.optimizer, options=WHOLE)
+        model, optimizer = self.state()
         state = {"model": model, "optimizer": optimizer["state"]}
         for place, tensor in found.items():
             *way, last = place.split(SEPARATOR)

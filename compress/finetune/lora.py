@@ -19,8 +19,7 @@ class LoRALayer(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rank: int, alpha: float, dropout: float = 0.0, device: torch.device | None = None):
         super().__init__()
-        if not 0 < rank <= min(inputs, outputs):
-            raise InputError(f"rank {rank} does not fit a layer of {inputs} inputs and {outputs} outputs: its weight has at most rank {min(inputs, outputs)}")
+        check_rank(rank, inputs, outputs)
         self.A = nn.Parameter(torch.empty(rank, inputs, device=device))
         self.B = nn.Parameter(torch.zeros(outputs, rank, device=device))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
@@ -36,18 +35,31 @@ class LoRALayer(nn.Module):
         return self.scale * (self.B @ self.A)
 
 
+def check_rank(rank: int, inputs: int, outputs: int) -> None:
+    if not 0 < rank <= min(inputs, outputs):
+        raise InputError(f"rank {rank} does not fit a layer of {inputs} inputs and {outputs} outputs: its weight has at most rank {min(inputs, outputs)}")
+
+
 class LinearWithLoRA(nn.Module):
     """A copy of a linear layer, frozen, plus a LoRALayer. The copy shares the weight, which nothing here changes before `merge`."""
 
     def __init__(self, linear: nn.Module, rank: int, alpha: float, dropout: float = 0.0):
         super().__init__()
         self.linear = frozen_copy(linear)
-        device = next(iter([*self.linear.parameters(), *self.linear.buffers()])).device
-        self.lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha, dropout, device)
+        self.lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha, dropout, linear.weight.device)
         self.merged = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x) if self.merged else self.linear(x) + self.lora(x)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """What the layer computes with: code that reads it (nn.MultiheadAttention does) is adapted too, but without dropout."""
+        return self.linear.weight if self.merged else self.linear.weight + self.lora.delta().to(self.linear.weight.dtype)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.linear.bias
 
     def merge(self) -> None:
         """Adds B A to the weight, after which the layer costs what the linear layer alone costs. InputError for a weight that is stored in another format."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from compress.errors import RecipeError, UnknownName
 from compress.formats import Format
@@ -76,6 +76,12 @@ class LoRA(WithBase):
     b_rate: float = Field(1.0, gt=0)
     start: Literal["zero", "pissa", "loftq"] = "zero"
 
+    @model_validator(mode="after")
+    def has_what_it_makes_up_for(self) -> "LoRA":
+        if self.start == "loftq" and self.base is None:
+            raise ValueError("start: loftq makes up for what storing the base loses, so it needs a base, as bnb.nf4.dq")
+        return self
+
     @property
     def scale(self) -> float:
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
@@ -130,7 +136,7 @@ NAMED: dict[str, tuple[Method, str]] = {
     "qlora": (LoRA(base="bnb.nf4.dq"), "LoRA on a base in NF4 with double quantization"),
     "loftq": (LoRA(base="bnb.nf4.dq", start="loftq"), "QLoRA that starts at what storing the base lost"),
     "houlsby": (Bottleneck(after=("*.attention.output.dense", "*.output.dense", "*.o_proj", "*.down_proj")), "bottlenecks after attention and feed-forward"),
-    "pfeiffer": (Bottleneck(after=("*.layer.*.output.dense", "*.down_proj")), "bottlenecks after feed-forward"),
+    "pfeiffer": (Bottleneck(after=("*.layer.[0-9].output.dense", "*.layer.[0-9][0-9].output.dense", "*.down_proj")), "bottlenecks after feed-forward"),
     "prompt": (Prompt(), "vectors before the input"),
     "prefix": (Prompt(deep=True), "vectors before keys and values"),
     "ia3": (IA3(), "scales of keys, values and inner activations"),

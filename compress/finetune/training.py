@@ -92,7 +92,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {step + 1} of {self.total}{self.culprit(inputs)}{self.advice()}")
         norm = self.accelerator.clip_grad_norm_(self.adapted.trainable().values(), self.budget.clip) if self.budget.clip else None
-        rate = self.budget.learning_rate * self.schedule(step)
+        rate = self.budget.learning_rate * self.budget.factor(step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self.optimizer.step()
@@ -106,14 +106,6 @@ class Trainer:
             self.model.set_requires_gradient_sync(not more)
         return self.accelerator.no_sync(self.model) if more and not self.sharded else nullcontext()
 
-    def schedule(self, step: int) -> float:
-        """The learning rate's factor."""
-        warm = self.budget.warmup * self.total
-        if step < warm:
-            return (step + 1) / (warm + 1)
-        done = (step - warm) / max(1, self.total - warm)
-        return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.budget.schedule]
-
     def say(self, entry: dict[str, Any]) -> None:
         self.log.append(entry)
         if self.progress and self.accelerator.is_main_process:
@@ -121,8 +113,7 @@ class Trainer:
 
     def stopped(self) -> bool:
         """Whether evaluations no longer improve."""
-        losses = [entry["evaluation loss"] for entry in self.log if "evaluation loss" in entry]
-        return bool(self.budget.patience and losses and len(losses) - 1 - int(np.argmin(losses)) >= self.budget.patience)
+        return self.budget.enough(self.log)
 
     @torch.no_grad()
     def evaluate(self, samples: Samples) -> tuple[dict[str, float], np.ndarray]:

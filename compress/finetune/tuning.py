@@ -2,18 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
+from compress.backends import backend_of
+from compress.errors import InputError
 from compress.finetune.adapting import Adapted, adapt
 from compress.finetune.batches import Samples
 from compress.finetune.budget import Budget
 from compress.finetune.losses import Objective, Progress
-from compress.finetune.methods import Method, load_method
+from compress.finetune.methods import Method, Prompt, load_method
 from compress.finetune.tasks import Task
 from compress.finetune.training import Trainer
+
+if TYPE_CHECKING:
+    from compress.finetune.keras_lora import AdaptedKeras
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,17 +28,17 @@ class Tuned:
     scores  of each test sample: 1 where the class is right, the mean loss of its tokens, or its squared error; None without test data
     """
 
-    adapted: Adapted
+    adapted: "Adapted | AdaptedKeras"
     log: list[dict[str, Any]]
     scores: np.ndarray | None
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         return self.adapted.model
 
 
 def finetune(
-    model: nn.Module,
+    model: Any,
     method: "str | Method",
     data: Samples,
     budget: Budget,
@@ -43,14 +47,21 @@ def finetune(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
-    """A copy of the model, fine-tuned; the model itself stays as it is.
+    """A copy of a PyTorch or Keras 3 model, fine-tuned; the model itself stays as it is.
 
     checkpoint  a safetensors file that is written now and then: the same call goes on from it
     progress    called after every step and evaluation with its entry of the log
 
     InputError for targets that match nothing, labels out of range, no data; TrainingError for a loss that is no number.
     """
-    adapted = adapt(model, load_method(method), budget.seed)
+    method = load_method(method)
+    if backend_of(model) == "keras":
+        from compress.finetune.keras_training import finetune_keras
+
+        return Tuned(*finetune_keras(model, method, data, budget, task, test, checkpoint, progress))
+    if isinstance(method, Prompt) and method.deep and budget.recompute:
+        raise InputError("budget.recompute: gradient checkpointing drops the cache that prefix tuning puts its vectors in; leave it out")
+    adapted = adapt(model, method, budget.seed)
     trainer = Trainer(adapted, data, budget, Objective(task), test, checkpoint, progress)
     trainer.run()
     return Tuned(adapted, trainer.log, None if test is None else trainer.evaluate(test)[1])
