@@ -4,6 +4,7 @@ An adapter that learned on a stored base makes up for what storing lost: merged 
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,16 +13,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compress.backends.torch_numerics import encode
 from compress.errors import InputError
-from compress.finetune.adapting import Adapted, replace
+from compress.finetune.adapting import PEFT, Adapted
 from compress.finetune.batches import Samples
+from compress.finetune.layers import LinearWithDoRA, LinearWithIA3
 from compress.finetune.lora import LinearWithLoRA
 from compress.finetune.losses import Objective, outputs
-from compress.finetune.methods import LoRA
+from compress.finetune.methods import IA3, LoRA
+from compress.finetune.quantized import QuantizedLinear
+from compress.finetune.targets import replace
 from compress.finetune.tasks import Task
 
 BATCH = 16
+PLACE = re.compile(r"\.(base_layer|linear)$")  # of a base inside the adapter that it belongs to
 ABOUT = {
     "adapter": "the adapter on its stored base, as it learned",
     "decoded": "merged into the base as it is decoded: the same numbers, in float",
@@ -30,44 +34,54 @@ ABOUT = {
 }
 
 
-def merged(adapted: Adapted, base: "Callable[[str, nn.Module], torch.Tensor] | None" = None, stored: bool = False) -> nn.Module:
-    """A copy with plain linear layers that compute what the adapters and the rest do together.
+Base = Callable[[str, QuantizedLinear], torch.Tensor]
 
-    base    gives each adapted layer's weight; None: its own, decoded
-    stored  round the sum to the layer's own format
+
+def merged(adapted: Adapted, base: Base = lambda name, layer: layer.weight, stored: bool = False) -> nn.Module:
+    """A copy of what was adapted, in its own shape, whose plain linear layers compute what adapters and base do together.
+
+    base    a stored layer's weight, by its name in the model that was adapted; as it is decoded, unless another is given
+    stored  layers whose base was stored are stored again, in the same format
+
+    InputError for adapters that are no change of a weight.
     """
-    learned = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in adapted.model.parameters()}
-    found = copy.deepcopy(adapted.model, learned)
-    for name, layer in adapters(found):
-        with torch.no_grad():
-            weight = (layer.linear.weight if base is None else base(name, layer)) + layer.lora.delta()
-            if stored:
-                weight = encode(weight, adapted.method.format).decode()
-        plain = nn.Linear(layer.linear.in_features, layer.linear.out_features, bias=layer.linear.bias is not None, device="meta")
-        plain.weight = nn.Parameter(weight, requires_grad=False)
-        if layer.linear.bias is not None:
-            plain.bias = layer.linear.bias
-        replace(found, name, plain)
+    if not isinstance(adapted.method, LoRA | IA3):
+        raise InputError(f"only adapters that change weights can be merged, not {adapted.method.method}")
+    found = copy.deepcopy(adapted.model, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in adapted.model.parameters()})
+    names = []
+    for place, layer in [(n, m) for n, m in found.named_modules() if isinstance(m, QuantizedLinear)]:
+        names.append(PLACE.sub("", PEFT.sub("", place)))
+        replace(found, place, linear(base(names[-1], layer), layer.bias))
+    if hasattr(found, "merge_and_unload"):
+        for layer in found.modules():
+            vars(layer).pop("merge", None)  # refused on a stored base, which is no longer there
+        found = found.merge_and_unload()
+    else:
+        for place, layer in [(n, m) for n, m in found.named_modules() if isinstance(m, LinearWithLoRA | LinearWithDoRA | LinearWithIA3)]:
+            replace(found, place, linear(layer.weight.detach(), layer.bias))
+    for name in names if stored else ():
+        replace(found, name, QuantizedLinear.of(found.get_submodule(name), adapted.method.format))
     return found.eval()
 
 
-def adapters(model: nn.Module) -> Iterator[tuple[str, LinearWithLoRA]]:
-    return ((name, module) for name, module in list(model.named_modules()) if isinstance(module, LinearWithLoRA))
+def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return made
 
 
 def variants(adapted: Adapted, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, model) of every way to merge that means something; one after another, so that one is in memory at a time.
+    """(name, model) of every way to merge an adapter of a stored base that means something; one after another, so that one is in memory at a time.
 
-    model  the one that was adapted. Where adapters do not start at zero, the base is not its weights, and nothing is merged into them.
+    model  the one that was adapted. Where an adapter did not start at zero, its base is not that model's weights, and nothing is merged into those.
     """
-    if not isinstance(adapted.method, LoRA):
-        raise InputError(f"only low-rank adapters can be merged, not {adapted.method.method}")
     yield "adapter", adapted.model
     yield "decoded", merged(adapted)
-    if adapted.method.start == "zero":
+    if isinstance(adapted.method, IA3) or adapted.method.start == "zero":
         yield "original", merged(adapted, lambda name, layer: model.get_submodule(name).weight.detach().float())
-    if adapted.method.format is not None:
-        yield "stored", merged(adapted, stored=True)
+    yield "stored", merged(adapted, stored=True)
 
 
 def compare_merges(adapted: Adapted, model: nn.Module, test: Samples, task: Task) -> list[dict[str, Any]]:
@@ -75,7 +89,7 @@ def compare_merges(adapted: Adapted, model: nn.Module, test: Samples, task: Task
 
     Empty for methods without a stored base: there a merge only rounds.
     """
-    if not isinstance(adapted.method, LoRA) or adapted.method.format is None:
+    if not isinstance(adapted.method, LoRA | IA3) or adapted.method.format is None:
         return []
     return [{"name": name, "about": ABOUT[name]} | judged(variant, adapted.model, test, Objective(task)) for name, variant in variants(adapted, model)]
 

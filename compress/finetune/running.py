@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from compress.errors import InputError
+from compress.finetune.adapter_file import save_adapter
+from compress.finetune.adapting import trainable_table
 from compress.finetune.batches import Samples
 from compress.finetune.config import Finetuning
 from compress.finetune.merging import compare_merges
@@ -34,6 +36,7 @@ def run(document: Finetuning, name: str, folder: Path, progress: Callable[[dict[
     model = load_network(chosen.model or document.model, document.folder)
     began = perf_counter()
     tuned = finetune(model, chosen.method, data, budget, document.task, test, folder / CHECKPOINT, progress)
+    save_adapter(tuned.adapted, folder / "adapter")
     facts = {
         "asked": asked,
         "name": name,
@@ -43,6 +46,7 @@ def run(document: Finetuning, name: str, folder: Path, progress: Callable[[dict[
         "seconds": sum(entry.get("seconds", 0) for entry in tuned.log),
         "wall_seconds": perf_counter() - began,
         "notes": list(tuned.adapted.notes),
+        "table": [[*row, row.share] for row in trainable_table(tuned.adapted)],
         "merges": [],
     }
     if test is not None:
