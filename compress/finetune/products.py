@@ -52,5 +52,5 @@ class Product(torch.autograd.Function):
         to_narrow = (rows @ B.to(rows.dtype)).mul_(ctx.scale)
         if to_x is not None:
             to_x = to_x.addmm_(to_narrow, A.to(rows.dtype)).view(ctx.shape)
-        to_A, to_B = to_narrow.t() @ x, (rows.t() @ narrow).mul_(ctx.scale)
+        to_A, to_B = to_narrow.t() @ x, (narrow.t() @ rows).mul_(ctx.scale).t()
         return to_x, None, to_bias, to_A.to(A.dtype), to_B.to(B.dtype), None
