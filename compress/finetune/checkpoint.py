@@ -32,7 +32,7 @@ class Checkpoint:
 
     def save(self, step: int) -> None:
         """TrainingError for a number that is not finite: a checkpoint is good."""
-        model, optimizer = state(self.trainer)
+        model, optimizer = changing(self.trainer)
         if not self.trainer.accelerator.is_main_process:
             return
         tensors = {SEPARATOR.join(place): torch.as_tensor(value) for place, value in leaves({"model": model, "optimizer": optimizer["state"]})}
@@ -56,7 +56,7 @@ class Checkpoint:
             raise BrokenFile(f"the checkpoint {self.path} cannot be read ({error}): remove it to train from the start") from error
         if header.get("identity") != self.identity:
             raise InputError(f"{self.path} is the checkpoint of another method, budget, data or model: remove it, or write to another folder")
-        model, optimizer = state(self.trainer)
+        model, optimizer = changing(self.trainer)
         state = {"model": model, "optimizer": optimizer["state"]}
         for place, tensor in found.items():
             *way, last = place.split(SEPARATOR)
@@ -67,7 +67,7 @@ class Checkpoint:
         return int(header["step"])
 
 
-def state(trainer: "Trainer") -> tuple[dict[str, Any], dict[str, Any]]:
+def changing(trainer: "Trainer") -> tuple[dict[str, Any], dict[str, Any]]:
     """Of the model, without what never changes, and of the optimizer."""
     model, optimizer = get_state_dict(trainer.model, trainer.optimizer.optimizer, options=WHOLE)
     layers = [(name, module) for name, module in trainer.adapted.model.named_modules() if isinstance(module, QuantizedLinear)]

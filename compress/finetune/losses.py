@@ -70,7 +70,7 @@ class Objective:
 
 
 class NextToken(torch.autograd.Function):
-    """Summed cross entropy of logits [tokens, words] for targets [tokens], -100 left out. The gradient takes the logits' own place: they are large and spent then."""
+    """Summed cross entropy of logits [tokens, words] for targets [tokens], -100 left out. The gradient takes the place of the logits, large and spent."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
