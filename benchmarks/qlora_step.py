@@ -146,6 +146,7 @@ class Arm:
             self.pipe.send(number)
             found.append(self.pipe.recv())
         times = np.array(found)
+        print(f"{self.process.name}: {times.mean(0)}", file=sys.stderr, flush=True)
         self.took.append(np.median(times[:, :2], 0))
         self.losses += times[:, 2].tolist()
 

@@ -128,6 +128,17 @@ def test_fake_and_meta_models_adapt_to_the_same_sizes():
     assert all(p.grad is not None for p in fake.parameters() if p.requires_grad)
 
 
+def test_recomputed_activations_give_the_same_gradients():
+    model, ids, found = adapt(tiny(), load_method("qlora", rank=4)).model.train(), torch.arange(32).view(2, 16), []
+    for recompute in (False, True):
+        if recompute:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+        model.zero_grad()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_codes_move_through_state_dicts_and_copies():
     layer = QuantizedLinear.of(linear(), NF4)
     other = QuantizedLinear.of(nn.Linear(256, 24), NF4)

@@ -43,12 +43,12 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        rows = gradient.reshape(-1, gradient.shape[-1])
+        saved, rows = ctx.saved_tensors, gradient.reshape(-1, gradient.shape[-1])  # looked at once: recomputed activations allow no more
         to_x = rows @ weight(ctx.layer, rows.dtype) if ctx.needs_input_grad[0] else None
         to_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        if not ctx.saved_tensors:
+        if not saved:
             return None if to_x is None else to_x.view(ctx.shape), None, to_bias, None, None, None
-        x, narrow, A, B = ctx.saved_tensors
+        x, narrow, A, B = saved
         to_narrow = (rows @ B.to(rows.dtype)).mul_(ctx.scale)
         if to_x is not None:
             to_x = to_x.addmm_(to_narrow, A.to(rows.dtype)).view(ctx.shape)
