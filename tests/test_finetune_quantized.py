@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers")
 from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
-from compress.finetune import Budget, QuantizedLinear, Samples, adapt, finetune, load_method, pack, pad  # noqa: E402
+from compress.finetune import Budget, QuantizedLinear, Samples, adapt, finetune, load_method, pack, pad, stored  # noqa: E402
 from compress.finetune.lora import LinearWithLoRA  # noqa: E402
 from compress.finetune.losses import Objective  # noqa: E402
 from compress.finetune.text import IGNORED  # noqa: E402
@@ -69,6 +69,8 @@ def test_bitsandbytes_reads_the_same_bytes():
     packed, state = functional.quantize_4bit(linear().weight.detach(), quant_type="nf4", compress_statistics=True)
     assert torch.equal(layer.codes, packed.view(-1)) and torch.equal(layer.scale_codes, state.absmax)
     assert torch.equal(layer.weight, functional.dequantize_4bit(packed, state))
+    scales = stored.stored_scales(dict(layer.named_buffers()), NF4, (24, 256))  # as on a GPU
+    assert torch.equal(layer.weight, torch.ops.bitsandbytes.dequantize_4bit(layer.codes.view(-1, 1), scales, 64, "nf4", (24, 256), torch.float32))
 
 
 def test_nf4_double_quantized_takes_4_127_bits_of_a_weight():
