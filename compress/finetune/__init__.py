@@ -5,12 +5,15 @@ from importlib import import_module
 WHERE = {
     "LoRALayer": "lora",
     "LinearWithLoRA": "lora",
+    "QuantizedLinear": "quantized",
     "adapt": "adapting",
     "trainable_table": "adapting",
     "save_adapter": "adapter_file",
     "load_adapter": "adapter_file",
     "Budget": "budget",
     "Samples": "batches",
+    "pack": "text",
+    "pad": "text",
     "load_method": "methods",
     "finetune": "tuning",
 }

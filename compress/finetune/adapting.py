@@ -1,6 +1,5 @@
 """A model made ready to learn by a method: what learns, what stays, in which format. The caller's model is never changed."""
 
-import copy
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -65,7 +64,7 @@ def adapt(model: nn.Module, method: Method, seed: int = 0) -> Adapted:
     Adapters of Hugging Face models are PEFT's, those of other models, and bottlenecks, which PEFT does not have, the project's own.
     """
     if isinstance(method, Full):
-        return Adapted(copy.deepcopy(model).requires_grad_(True), method)
+        return Adapted(learning(model, [name for name, _ in model.named_parameters()]), method)
     if isinstance(method, Selective):
         return Adapted(learning(model, selected(model, method.train), modules_of(model, method.also, "also")), method)
     if from_hugging_face(model) and not isinstance(method, Bottleneck):

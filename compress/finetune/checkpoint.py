@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from compress.errors import BrokenFile, InputError, TrainingError
+from compress.finetune.quantized import QuantizedLinear
 
 if TYPE_CHECKING:
     from compress.finetune.training import Trainer
@@ -44,10 +45,12 @@ class Checkpoint:
         os.replace(part, self.path)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the model learned, under one name each though weights be tied, and the optimizer's state."""
+        """What of the model changes, under one name each though weights be tied, and the optimizer's state."""
         model, optimizer = get_state_dict(self.trainer.model, self.trainer.optimizer.optimizer, options=WHOLE)
-        others = {name for name, _ in self.trainer.adapted.model.named_parameters(remove_duplicate=False)} - set(self.trainer.adapted.trainable())
-        return {name: tensor for name, tensor in model.items() if name not in others}, optimizer
+        own = self.trainer.adapted.model
+        frozen = {name for name, _ in own.named_parameters(remove_duplicate=False)} - set(self.trainer.adapted.trainable())
+        codes = {f"{name}.{array}" for name, layer in own.named_modules() if isinstance(layer, QuantizedLinear) for array in layer.arrays}
+        return {name: tensor for name, tensor in model.items() if name not in frozen | codes}, optimizer
 
     def restore(self) -> int:
         """Steps done; 0 where there is no file. InputError for the checkpoint of another fine-tuning, BrokenFile for one that cannot be read."""

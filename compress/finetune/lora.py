@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from compress.errors import InputError
+from compress.finetune.products import product
 
 
 class LoRALayer(nn.Module):
@@ -50,7 +51,11 @@ class LinearWithLoRA(nn.Module):
         self.merged = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x) if self.merged else self.linear(x) + self.lora(x)
+        if self.merged:
+            return self.linear(x)
+        if self.training and self.lora.dropout:
+            return self.linear(x) + self.lora(x)
+        return product(x, self.linear, self.lora)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -80,5 +85,6 @@ class LinearWithLoRA(nn.Module):
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """A copy whose parameters share the storage of the module's own and do not learn."""
-    return copy.deepcopy(module, {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()})
+    """A copy whose parameters, and codes, share the storage of the module's own and do not learn."""
+    codes = {id(b): b for b in module.buffers()}
+    return copy.deepcopy(module, codes | {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()})

@@ -72,7 +72,7 @@ def learning(model: nn.Module, parameters: Iterable[str] = (), modules: Collecti
     """A copy in which these parameters, and all of these modules, learn; others share the caller's storage."""
     names = {*parameters, *(name for name, _ in model.named_parameters() if inside(name, modules))}
     memo = {id(p): nn.Parameter(p.detach().clone() if n in names else p.detach(), requires_grad=n in names) for n, p in model.named_parameters()}
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, memo | {id(buffer): buffer.clone() for buffer in model.buffers()})  # deepcopy takes a FakeTensor out of its mode
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

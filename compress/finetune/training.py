@@ -43,6 +43,8 @@ class Trainer:
     def __post_init__(self):
         self.accelerator = Accelerator(mixed_precision="bf16" if self.budget.precision == "bfloat16" else "no")
         self.batches, self.total = Batches(self.data, self.budget), self.budget.total(len(self.data))
+        if getattr(getattr(self.adapted.model, "config", None), "use_cache", False):
+            self.adapted.model.config.use_cache = False  # keys and values kept for later would also make attention see all packed documents
         if self.budget.recompute:
             recompute(self.adapted.model)
         self.sharded = shards_on_cpus(self.accelerator)
@@ -164,13 +166,12 @@ def recompute(model: torch.nn.Module) -> None:
     if not hasattr(model, "gradient_checkpointing_enable"):
         raise InputError(f"recompute: {type(model).__name__} has no gradient checkpointing; leave it out of the budget")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.config.use_cache = False
 
 
 def optimizer(adapted: Adapted, budget: Budget, device: torch.device) -> torch.optim.Optimizer:
     groups = adapted.groups(budget.learning_rate)
     if budget.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=budget.learning_rate, weight_decay=budget.weight_decay)
+        return torch.optim.AdamW(groups, lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=True)
     from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
     return (PagedAdamW8bit if device.type == "cuda" else AdamW8bit)(groups, lr=budget.learning_rate, weight_decay=budget.weight_decay)
