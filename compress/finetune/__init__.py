@@ -10,6 +10,7 @@ WHERE = {
     "Samples": "batches",
     "load_method": "methods",
     "finetune": "tuning",
+    "predict_memory": "memory",
 }
 __all__ = list(WHERE)
 

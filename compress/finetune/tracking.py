@@ -131,10 +131,8 @@ class Tracker(TorchDispatchMode):
             tensor.register_hook(lambda _: setattr(self, "loss", False))
 
     def name_moments(self) -> None:
-        for state in self.optimizer.state.values():
-            for name, value in state.items():
-                if isinstance(value, torch.Tensor):
-                    self.hold(value, "second moments" if name.endswith(("sq", "2")) else "first moments")
+        for line, tensor in moments(self.optimizer):
+            self.hold(tensor, line)
 
 
 def learned(result: Any) -> Iterator[torch.Tensor]:
@@ -154,3 +152,11 @@ def kept(adapted: Adapted) -> Iterator[tuple[str, torch.Tensor]]:
     for module in adapted.model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             yield "quantization constants" if hasattr(module, "codes") and name != "codes" else "parameters", buffer
+
+
+def moments(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    """(line, tensor) of an optimizer's state: torch calls the second moments exp_avg_sq, bitsandbytes state2, its scales absmax2."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                yield "second moments" if name.endswith(("sq", "2")) else "first moments", value

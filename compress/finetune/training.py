@@ -161,11 +161,14 @@ def recompute(model: torch.nn.Module) -> None:
 
 def optimizer(adapted: Adapted, budget: Budget, device: torch.device) -> torch.optim.Optimizer:
     groups = adapted.groups(budget.learning_rate)
-    if budget.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=budget.learning_rate, weight_decay=budget.weight_decay)
-    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+    given = {"lr": budget.learning_rate, "weight_decay": budget.weight_decay}
+    if budget.optimizer == "adamw" and all(p.dtype == torch.float32 for p in adapted.trainable().values()):
+        return torch.optim.AdamW(groups, **given)
+    from bitsandbytes.optim import AdamW, AdamW8bit, PagedAdamW8bit
 
-    return (PagedAdamW8bit if device.type == "cuda" else AdamW8bit)(groups, lr=budget.learning_rate, weight_decay=budget.weight_decay)
+    if budget.optimizer == "adamw":
+        return AdamW(groups, **given)  # moments of 16-bit parameters stay float32: torch rounds them to 16 bits, where they no longer move
+    return (PagedAdamW8bit if device.type == "cuda" else AdamW8bit)(groups, **given)
 
 
 def write_json_lines(path: Path, entries: list[dict[str, Any]]) -> None:
