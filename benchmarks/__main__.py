@@ -16,6 +16,7 @@ BENCHMARKS = {
     "torchao-qat": "benchmarks.torchao_qat",
     "sparse": "benchmarks.sparse_files",
     "memory": "benchmarks.memory",
+    "qlora": "benchmarks.qlora_step",
 }
 
 

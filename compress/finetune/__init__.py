@@ -5,9 +5,12 @@ from importlib import import_module
 WHERE = {
     "LoRALayer": "lora",
     "LinearWithLoRA": "lora",
+    "QuantizedLinear": "quantized",
     "adapt": "adapting",
     "Budget": "budget",
     "Samples": "batches",
+    "pack": "text",
+    "pad": "text",
     "load_method": "methods",
     "finetune": "tuning",
     "predict_memory": "memory",

@@ -43,8 +43,7 @@ def adapt(model: nn.Module, method: Method, seed: int = 0) -> Adapted:
     """The model ready to learn: weights that do not learn share the caller's storage, what learns is a copy. InputError for targets that match nothing."""
     torch.manual_seed(seed)
     if isinstance(method, Full):
-        ready = copy.deepcopy(model).requires_grad_(True)
-        return Adapted(ready, method)
+        return Adapted(learning(model, [name for name, _ in model.named_parameters()], ()), method)
     if isinstance(method, Selective):
         return Adapted(learning(model, selected(model, method.train), method.also), method)
     if not isinstance(method, LoRA):
@@ -101,7 +100,7 @@ def learning(model: nn.Module, parameters: Iterable[str], also: Patterns) -> nn.
             raise InputError(f"also: {pattern!r} matches no module; {suggest(pattern, known)}")
         names |= {n for n, _ in model.named_parameters() if any(n.startswith(f"{module}.") for module in modules)}
     memo = {id(p): nn.Parameter(p.detach().clone() if n in names else p.detach(), requires_grad=n in names) for n, p in model.named_parameters()}
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, memo | {id(buffer): buffer.clone() for buffer in model.buffers()})  # deepcopy takes a FakeTensor out of its mode
 
 
 NORMS = ("LayerNorm", "BatchNorm", "GroupNorm", "RMSNorm", "InstanceNorm")

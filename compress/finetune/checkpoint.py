@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from compress.errors import BrokenFile, InputError, TrainingError
+from compress.finetune.quantized import QuantizedLinear
 
 if TYPE_CHECKING:
     from compress.finetune.training import Trainer
@@ -31,7 +32,7 @@ class Checkpoint:
 
     def save(self, step: int) -> None:
         """TrainingError for a number that is not finite: a checkpoint is good."""
-        model, optimizer = get_state_dict(self.trainer.model, self.trainer.optimizer.optimizer, options=WHOLE)
+        model, optimizer = changing(self.trainer)
         if not self.trainer.accelerator.is_main_process:
             return
         tensors = {SEPARATOR.join(place): torch.as_tensor(value) for place, value in leaves({"model": model, "optimizer": optimizer["state"]})}
@@ -55,7 +56,7 @@ class Checkpoint:
             raise BrokenFile(f"the checkpoint {self.path} cannot be read ({error}): remove it to train from the start") from error
         if header.get("identity") != self.identity:
             raise InputError(f"{self.path} is the checkpoint of another method, budget, data or model: remove it, or write to another folder")
-        model, optimizer = get_state_dict(self.trainer.model, self.trainer.optimizer.optimizer, options=WHOLE)
+        model, optimizer = changing(self.trainer)
         state = {"model": model, "optimizer": optimizer["state"]}
         for place, tensor in found.items():
             *way, last = place.split(SEPARATOR)
@@ -64,6 +65,14 @@ class Checkpoint:
         set_state_dict(self.trainer.model, self.trainer.optimizer.optimizer, model_state_dict=model, optim_state_dict=optimizer, options=WHOLE)
         self.trainer.log[:] = json.loads(header["log"])
         return int(header["step"])
+
+
+def changing(trainer: "Trainer") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the model, without what never changes, and of the optimizer."""
+    model, optimizer = get_state_dict(trainer.model, trainer.optimizer.optimizer, options=WHOLE)
+    layers = [(name, module) for name, module in trainer.adapted.model.named_modules() if isinstance(module, QuantizedLinear)]
+    codes = {f"{name}.{array}" for name, layer in layers for array in layer.arrays}
+    return {name: tensor for name, tensor in model.items() if name not in codes}, optimizer
 
 
 def leaves(tree: Mapping[str, Any], way: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

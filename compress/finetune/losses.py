@@ -11,6 +11,7 @@ from torch.nn import functional
 from compress.errors import InputError
 
 IGNORED = -100
+ROWS = 32  # of logits at a time, so that what is computed on the way stays small
 Task = Literal["classification", "causal_lm", "regression"]
 
 
@@ -39,7 +40,7 @@ class Objective:
     def total(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The sum of the losses, float32."""
         if self.task == "causal_lm":
-            return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum")
+            return NextToken.apply(logits.flatten(0, 1).float(), functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten())
         if self.task == "classification":
             return functional.cross_entropy(logits.float(), labels, reduction="sum")
         return functional.mse_loss(logits.float().reshape(labels.shape), labels.float(), reduction="sum")
@@ -66,6 +67,24 @@ class Objective:
         if not valid.size or valid.min() < 0 or valid.max() >= logits.shape[-1]:
             said = f"from {valid.min()} to {valid.max()}" if valid.size else "that are all -100"
             raise InputError(f"labels {said} are not classes 0 to {logits.shape[-1] - 1} of this model")
+
+
+class NextToken(torch.autograd.Function):
+    """Summed cross entropy of logits [tokens, words] for targets [tokens], -100 left out. The gradient takes the place of the logits, large and spent."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(logits, targets)
+        parts = zip(logits.split(ROWS), targets.split(ROWS), strict=True)
+        return sum(functional.cross_entropy(part, target, ignore_index=IGNORED, reduction="sum") for part, target in parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logits, targets = ctx.saved_tensors
+        for part, target in zip(logits.split(ROWS), targets.split(ROWS), strict=True):
+            shares = part.softmax(1).scatter_add_(1, target.clamp(min=0)[:, None], part.new_full((len(part), 1), -1.0))
+            torch.mul(shares, gradient * (target != IGNORED)[:, None], out=part)
+        return logits, None
 
 
 Progress = Callable[[dict[str, Any]], None]

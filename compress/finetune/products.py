@@ -46,11 +46,12 @@ class Product(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         to_x = rows @ weight(ctx.layer, rows.dtype) if ctx.needs_input_grad[0] else None
         to_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        if not ctx.saved_tensors:
+        saved = ctx.saved_tensors  # asked for once: under recompute it is given once
+        if not saved:
             return None if to_x is None else to_x.view(ctx.shape), None, to_bias, None, None, None
-        x, narrow, A, B = ctx.saved_tensors
+        x, narrow, A, B = saved
         to_narrow = (rows @ B.to(rows.dtype)).mul_(ctx.scale)
         if to_x is not None:
             to_x = to_x.addmm_(to_narrow, A.to(rows.dtype)).view(ctx.shape)
-        to_A, to_B = to_narrow.t() @ x, (rows.t() @ narrow).mul_(ctx.scale)
+        to_A, to_B = to_narrow.t() @ x, (narrow.t() @ rows).mul_(ctx.scale).t()
         return to_x, None, to_bias, to_A.to(A.dtype), to_B.to(B.dtype), None

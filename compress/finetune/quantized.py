@@ -33,12 +33,14 @@ class QuantizedLinear(nn.Module):
         weight, shape = linear.weight.detach(), tuple(linear.weight.shape)
         if weight.is_meta or isinstance(weight, FakeTensor):
             return cls(stored.without_data(weight, fmt), fmt, shape, linear.bias)
+        stored.kernels_for(shape, torch.device("cpu"))  # loaded, they encode as well
         arrays = stored.tensors(encode(weight.cpu(), fmt).numpy())
         return cls({name: array.to(weight.device) for name, array in arrays.items()}, fmt, shape, linear.bias)
 
     def expanded(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight [out_features, in_features], rounded to dtype from float32."""
-        return stored.expand([getattr(self, name) for name in self.arrays], ",".join(self.arrays), self.written, [self.out_features, self.in_features], dtype)
+        arrays, shape = [getattr(self, name) for name in self.arrays], [self.out_features, self.in_features]
+        return torch.ops.compresskit.expand.default(arrays, ",".join(self.arrays), self.written, shape, dtype)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from math import prod
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from compress.formats import CodebookFormat, FloatFormat, Format, IntFormat, Per
 from compress.numerics import Encoded, reach
 from compress.numerics.codebooks import levels
 from compress.numerics.encoded import code_type
+from compress.numerics.fast import LOADED, loops
 from compress.numerics.file_size import arrays_of
 from compress.numerics.layouts import swap_nibbles
 from compress.numerics.scaling import ScaleCodes
@@ -50,7 +52,11 @@ def encoded(arrays: Mapping[str, torch.Tensor], fmt: Format, shape: tuple[int, .
     return from_arrays(found, fmt, shape)
 
 
-@torch.library.custom_op("compresskit::expand", mutates_args=())
+SCHEMA = "(Tensor[] arrays, str names, str fmt, SymInt[] shape, ScalarType dtype) -> Tensor"
+torch.library.define("compresskit::expand", SCHEMA)
+
+
+@torch.library.impl("compresskit::expand", "CompositeExplicitAutograd")
 def expand(arrays: list[torch.Tensor], names: str, fmt: str, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
     """The weight of this shape, float32 as `Encoded.decode` has it, rounded to dtype.
 
@@ -60,8 +66,8 @@ def expand(arrays: list[torch.Tensor], names: str, fmt: str, shape: list[int], d
     return expanded(dict(zip(names.split(","), arrays, strict=True)), parsed(fmt), tuple(shape), dtype)
 
 
-@expand.register_fake
-def _(arrays: list[torch.Tensor], names: str, fmt: str, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+@torch.library.register_fake("compresskit::expand")
+def without_values(arrays: list[torch.Tensor], names: str, fmt: str, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
     return arrays[0].new_empty(shape, dtype=dtype)
 
 
@@ -78,42 +84,50 @@ def expanded(arrays: Arrays, fmt: Format, shape: tuple[int, ...], dtype: torch.d
         import bitsandbytes  # noqa: F401  it registers the operator
 
         return torch.ops.bitsandbytes.dequantize_4bit(codes.view(-1, 1), scales, fmt.granularity.size, BITSANDBYTES[fmt.codebook], shape, dtype)
-    table = pair_table(arrays, fmt, shape) if fmt.bits == 4 and zeros is None else None
-    if table is not None:
-        return from_pairs(codes, table, scales, shape, dtype)
+    values = sixteen(arrays, fmt, shape) if zeros is None else None
+    if values is not None:
+        return from_nibbles(codes, values, scales, shape, for_bitsandbytes(fmt)).to(dtype)
     book = learned(arrays) if isinstance(fmt, CodebookFormat) and fmt.learned else None
     return decode_on_device(TorchEncoded(fmt, unpacked(codes, fmt, prod(shape)).view(shape), scales, zeros, book)).to(dtype)
 
 
-def from_pairs(codes: torch.Tensor, table: torch.Tensor, scales: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Two values for each byte are looked up at once, as 64 bits: three times as fast on a CPU as one by one, and twice as fast as bitsandbytes' loop for AVX2."""
-    values = table.index_select(0, codes.int()).view(torch.float32)
-    if scales is None:
-        return values.view(shape).to(dtype)
-    rows = values.view(scales.numel(), -1)
-    return torch.mul(rows, scales.view(-1, 1), out=rows if dtype == torch.float32 else torch.empty_like(rows, dtype=dtype)).view(shape)
+def kernels_for(shape: tuple[int, ...], device: torch.device) -> ModuleType | None:
+    """The core's loops for a weight: a model's many layers pay for loading numba, which one of them alone may not."""
+    return loops(prod(shape), LOADED) if device.type == "cpu" else None
 
 
-def pair_table(arrays: Arrays, fmt: IntFormat | CodebookFormat, shape: tuple[int, ...]) -> torch.Tensor | None:
-    """int64 [256]: the bits of two float32 values for each byte. None where values and scales are not one rectangle, or rows have codebooks of their own."""
-    count, scales = prod(shape), prod(reach.scale_shape(shape, fmt.granularity))
-    if count % 2 or count != scales * getattr(fmt.granularity, "size", count // scales):
+def sixteen(arrays: Arrays, fmt: IntFormat | CodebookFormat, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """float32 [16]: the values of all 4-bit codes. None where rows have codebooks of their own, or scales do not have the same number of bytes each."""
+    scales, count = prod(reach.scale_shape(shape, fmt.granularity)), prod(shape)
+    reached = getattr(fmt.granularity, "size", count // scales)
+    if fmt.bits != 4 or reached % 2 or count != scales * reached:
         return None
     if isinstance(fmt, CodebookFormat) and fmt.learned:
-        return pairs(learned(arrays).view(-1), first_high=False) if scales == 1 else None
-    return known_pairs(fmt, arrays["codes"].device)
+        return padded(learned(arrays).view(-1)) if scales == 1 else None
+    return known_values(fmt, arrays["codes"].device)
 
 
 @cache
-def known_pairs(fmt: IntFormat | CodebookFormat, device: torch.device) -> torch.Tensor:
+def known_values(fmt: IntFormat | CodebookFormat, device: torch.device) -> torch.Tensor:
     values = levels(fmt.codebook).values if isinstance(fmt, CodebookFormat) else (np.arange(16) ^ 8 * fmt.signed) - 8 * fmt.signed
-    return pairs(torch.tensor(values, dtype=torch.float32, device=device), for_bitsandbytes(fmt))
+    return padded(torch.tensor(values, dtype=torch.float32, device=device))
 
 
-def pairs(values: torch.Tensor, first_high: bool) -> torch.Tensor:
-    padded = torch.nn.functional.pad(values, (0, 16 - values.numel()))
-    high, low = padded.repeat_interleave(16), padded.repeat(16)
-    return torch.stack([high, low] if first_high else [low, high], 1).view(torch.int64).view(-1)
+def padded(values: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(values, (0, 16 - values.numel()))
+
+
+def from_nibbles(codes: torch.Tensor, values: torch.Tensor, scales: torch.Tensor | None, shape: tuple[int, ...], high_first: bool) -> torch.Tensor:
+    """float32 values times scales. Without numba, both values of a byte are looked up at once, as 64 bits: three times as fast as one by one."""
+    scales = torch.ones(1, device=codes.device) if scales is None else scales.view(-1)
+    kernels = kernels_for(shape, codes.device)
+    if kernels:
+        out = torch.empty(shape)
+        kernels.nibble_kernel(high_first)(codes.numpy(), values.numpy(), scales.numpy(), out.view(-1).numpy())
+        return out
+    high, low = values.repeat_interleave(16), values.repeat(16)
+    pairs = torch.stack([high, low] if high_first else [low, high], 1).view(torch.int64).view(-1)
+    return pairs.index_select(0, codes.int()).view(torch.float32).view(scales.numel(), -1).mul_(scales[:, None]).view(shape)
 
 
 def unpacked(packed: torch.Tensor, fmt: IntFormat | CodebookFormat, count: int) -> torch.Tensor:
@@ -138,11 +152,21 @@ def stored_scales(arrays: Arrays, fmt: IntFormat | CodebookFormat, shape: tuple[
     """float32 in the shape of scales, under a global scale where there is one."""
     of_scales = reach.scale_shape(shape, fmt.granularity)
     if "scale_codes" in arrays:
+        kernels = kernels_for(shape, arrays["codes"].device) if fmt.double.dynamic else None
+        if kernels:
+            return scales_in_loops(kernels, arrays, fmt.double.block).view(of_scales)
         return decoded_scales(ScaleCodes(arrays["scale_codes"], arrays["scale_factors"], arrays["scale_offset"]), fmt).view(of_scales)
     if "scales" not in arrays:
         return None
     scales = from_bytes(arrays["scales"], fmt.scale_dtype).view(of_scales)
     return scales * arrays["global_scale"] if "global_scale" in arrays else scales
+
+
+def scales_in_loops(kernels: ModuleType, arrays: Arrays, block: int) -> torch.Tensor:
+    codes, factors, offset = (arrays[name].numpy() for name in ("scale_codes", "scale_factors", "scale_offset"))
+    out = torch.empty(codes.size)
+    kernels.double_scales(codes, levels("dynamic8").values, factors, block, offset[0], out.numpy())
+    return out
 
 
 def zero_points(arrays: Arrays, fmt: IntFormat | CodebookFormat, shape: tuple[int, ...]) -> torch.Tensor | None:

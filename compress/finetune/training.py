@@ -42,6 +42,8 @@ class Trainer:
     def __post_init__(self):
         self.accelerator = Accelerator(mixed_precision="bf16" if self.budget.precision == "bfloat16" else "no")
         self.batches, self.total = Batches(self.data, self.budget), self.budget.total(len(self.data))
+        if getattr(getattr(self.adapted.model, "config", None), "use_cache", False):
+            self.adapted.model.config.use_cache = False  # keys and values kept for later would also make attention see all packed documents
         if self.budget.recompute:
             recompute(self.adapted.model)
         self.optimizer = optimizer(self.adapted, self.budget, self.accelerator.device)
@@ -156,14 +158,13 @@ def recompute(model: torch.nn.Module) -> None:
     if not hasattr(model, "gradient_checkpointing_enable"):
         raise InputError(f"recompute: {type(model).__name__} has no gradient checkpointing; leave it out of the budget")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.config.use_cache = False
 
 
 def optimizer(adapted: Adapted, budget: Budget, device: torch.device) -> torch.optim.Optimizer:
     groups = adapted.groups(budget.learning_rate)
     given = {"lr": budget.learning_rate, "weight_decay": budget.weight_decay}
     if budget.optimizer == "adamw" and all(p.dtype == torch.float32 for p in adapted.trainable().values()):
-        return torch.optim.AdamW(groups, **given)
+        return torch.optim.AdamW(groups, fused=True, **given)
     from bitsandbytes.optim import AdamW, AdamW8bit, PagedAdamW8bit
 
     if budget.optimizer == "adamw":
