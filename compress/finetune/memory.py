@@ -20,7 +20,7 @@ from compress.finetune.budget import Budget
 from compress.finetune.losses import Objective, outputs
 from compress.finetune.methods import Method, load_method
 from compress.finetune.tracking import LINES, Phase, Tracker
-from compress.finetune.training import optimizer, recompute
+from compress.finetune.training import for_training, optimizer
 
 SIDE_BY_SIDE = ("full", "lora", "qlora")
 FEW = 3  # blocks that have one between the first and the last
@@ -166,8 +166,7 @@ def simulated(config: PretrainedConfig, method: Method, shape: Shape) -> Peaks:
 
 def step(mode: Blank, adapted: Adapted, inputs: dict[str, torch.Tensor], labels: torch.Tensor, objective: Objective, budget: Budget) -> Peaks:
     """The peaks of a step that is not the first: the optimizer has its moments."""
-    if budget.recompute:
-        recompute(adapted.model)
+    for_training(adapted.model, budget)
     learns = optimizer(adapted, budget, labels.device)
     adapted.model.train()
     with mode:

@@ -42,10 +42,7 @@ class Trainer:
     def __post_init__(self):
         self.accelerator = Accelerator(mixed_precision="bf16" if self.budget.precision == "bfloat16" else "no")
         self.batches, self.total = Batches(self.data, self.budget), self.budget.total(len(self.data))
-        if getattr(getattr(self.adapted.model, "config", None), "use_cache", False):
-            self.adapted.model.config.use_cache = False  # keys and values kept for later would also make attention see all packed documents
-        if self.budget.recompute:
-            recompute(self.adapted.model)
+        for_training(self.adapted.model, self.budget)
         self.optimizer = optimizer(self.adapted, self.budget, self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(self.adapted.model, self.optimizer)
         self.check()
@@ -153,8 +150,12 @@ class Trainer:
         return f". A smaller learning rate often helps{kept}"
 
 
-def recompute(model: torch.nn.Module) -> None:
-    """Turns on gradient checkpointing. InputError where the model has none."""
+def for_training(model: torch.nn.Module, budget: Budget) -> None:
+    """Turns off what generating needs, and on what the budget asks for. InputError for recompute where the model has no gradient checkpointing."""
+    if getattr(getattr(model, "config", None), "use_cache", False):
+        model.config.use_cache = False  # keys and values kept for later would also make attention see all packed documents
+    if not budget.recompute:
+        return
     if not hasattr(model, "gradient_checkpointing_enable"):
         raise InputError(f"recompute: {type(model).__name__} has no gradient checkpointing; leave it out of the budget")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
