@@ -25,12 +25,17 @@ def run():
             rest = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in facts["not predicted"].items())
             said = f"{predicted / 1e6:,.0f} MB predicted, {measured / 1e6:,.0f} measured ({predicted / measured - 1:+.1%}; {rest})"
             yield f"{method}, batch {batch} of {seq} tokens", said, f"within {BAR:.0%}", abs(predicted / measured - 1) <= BAR
-            kept = defaults["not predicted"]["freed tensors that malloc keeps"]
-            said = f"{defaults['peak']['measured'] / 1e6:,.0f} MB measured ({predicted / defaults['peak']['measured'] - 1:+.1%}), of it kept by malloc {kept / 1e6:,.0f}"
+            more, kept = defaults["peak"]["measured"], defaults["not predicted"]["freed tensors that malloc keeps"]
+            said = f"{more / 1e6:,.0f} MB measured ({predicted / more - 1:+.1%}), of it kept by malloc {kept / 1e6:,.0f}"
             yield "  with malloc's defaults", said, "said, not judged", True
             for line, sizes in facts["lines"].items():
                 yield f"  {line}", f"{sizes['predicted'] / 1e6:,.1f} MB predicted, {sizes['measured'] / 1e6:,.1f} measured", "said, not judged", True
-        yield "QLoRA < LoRA < full", " < ".join(f"{peak / 1e6:,.0f} MB" for peak in reversed(peaks)), "measured in this order", peaks == sorted(peaks, reverse=True)
+        yield (
+            "QLoRA < LoRA < full",
+            " < ".join(f"{peak / 1e6:,.0f} MB" for peak in reversed(peaks)),
+            "measured in this order",
+            peaks == sorted(peaks, reverse=True),
+        )
 
 
 def fresh(method: str, batch: int, seq: int, environment: dict[str, str]) -> dict:

@@ -112,7 +112,7 @@ def status(name: str) -> int:
 class Mallinfo(ctypes.Structure):
     """struct mallinfo2 of malloc.h"""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+    _fields_ = [(name, ctypes.c_size_t) for name in ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]]
 
 
 def freed() -> int:

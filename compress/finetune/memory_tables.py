@@ -1,6 +1,6 @@
 """Predictions as tables: methods side by side for one model, and the models that fit in a memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,7 @@ from compress.finetune.memory import SIDE_BY_SIDE, Memory, Shape, fitting, parse
 from compress.finetune.tracking import LINES
 
 GB = 10**9
+CHANGED = ("gradients", "activations", "logits", "workspace")  # by recomputing
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,20 @@ class Shown:
 
 
 def memory_table(model: str, method: str, rank: int, shape: Shape, say: Callable[[str], None]) -> Shown:
-    found: dict[str, Memory] = {}
+    found: dict[bool, dict[str, Memory]] = {False: {}, True: {}}
     for name, again, memory in side_by_side(load_config(model), method, rank, shape):
-        column = f"{name}, recomputed" if again else name
-        found[column] = memory
-        say(f"a training step without data: {column}")
-    rows = [(line, *(cell(memory, line) for memory in found.values())) for line in LINES]
-    rows += [("peak", *(f"{memory.total / GB:,.2f}" for memory in found.values())), ("is reached in", *(memory.when for memory in found.values()))]
-    facts = {"model": model, "rank": rank, **words(shape), "methods": {column: memory.facts() for column, memory in found.items()}}
+        found[again][name] = memory
+        say(f"a training step without data: {name}{', recomputed' if again else ''}")
+    rows = [*section("", LINES, found[False]), *section("recomputed: ", CHANGED, found[True])]
+    facts = {name: {"kept": found[False][name].facts(), "recomputed": found[True][name].facts()} for name in found[False]}
     title = f"{model}, GB at the peak of a training step: batch {shape.batch}, {shape.seq} tokens, {shape.dtype}, {shape.optimizer}, rank {rank}"
     notes = ["In brackets: a line's largest, where that is at another moment. Recomputed: activations of a block are computed again in the backward pass."]
-    return Shown(title, ["line", *found], rows, facts, method, notes)
+    return Shown(title, ["line", *found[False]], rows, {"model": model, "rank": rank, **words(shape), "methods": facts}, method, notes)
+
+
+def section(prefix: str, lines: Iterable[str], found: dict[str, Memory]) -> list[tuple[str, ...]]:
+    peak = (f"{prefix}peak", *(f"{memory.total / GB:,.2f} in the {memory.when}" for memory in found.values()))
+    return [(f"{prefix}{line}", *(cell(memory, line) for memory in found.values())) for line in lines] + [peak]
 
 
 def cell(memory: Memory, line: str) -> str:

@@ -11,6 +11,7 @@ from compress.finetune.adapting import Adapted, adapt
 from compress.finetune.batches import Samples
 from compress.finetune.budget import Budget
 from compress.finetune.losses import Objective, Progress, Task
+from compress.finetune.measuring import Measured, Meter, unmeasured
 from compress.finetune.methods import Method, load_method
 from compress.finetune.training import Trainer
 
@@ -20,12 +21,14 @@ class Tuned:
     """A model that learned.
 
     log     of steps and evaluations, as in `log.jsonl`
+    memory  what the steps took, which `predict_step` says beforehand; or why this machine does not tell
     scores  of each test sample: 1 where the class is right, the mean loss of its tokens, or its squared error; None without test data
     """
 
     adapted: Adapted
     log: list[dict[str, Any]]
     scores: np.ndarray | None
+    memory: Measured | str
 
     @property
     def model(self) -> nn.Module:
@@ -51,5 +54,8 @@ def finetune(
     """
     adapted = adapt(model, load_method(method), budget.seed)
     trainer = Trainer(adapted, data, budget, Objective(task), test, checkpoint, progress)
+    unknown = unmeasured(trainer.accelerator.device)
+    meter = None if unknown else Meter(adapted, trainer.optimizer.optimizer)
     trainer.run()
-    return Tuned(adapted, trainer.log, None if test is None else trainer.evaluate(test)[1])
+    took = meter.measured() if meter else unknown
+    return Tuned(adapted, trainer.log, None if test is None else trainer.evaluate(test)[1], took)
