@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 
@@ -37,7 +38,7 @@ def load_config(given: str | Path) -> PretrainedConfig:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         return configuration(said)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise InputError(f"{path} is not the configuration of a Hugging Face model: {error}") from error
 
 
