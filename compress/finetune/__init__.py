@@ -16,6 +16,7 @@ WHERE = {
     "pad": "text",
     "load_method": "methods",
     "finetune": "tuning",
+    "predict_memory": "memory",
 }
 __all__ = list(WHERE)
 

@@ -43,10 +43,7 @@ class Trainer:
     def __post_init__(self):
         self.accelerator = Accelerator(mixed_precision="bf16" if self.budget.precision == "bfloat16" else "no")
         self.batches, self.total = Batches(self.data, self.budget), self.budget.total(len(self.data))
-        if getattr(getattr(self.adapted.model, "config", None), "use_cache", False):
-            self.adapted.model.config.use_cache = False  # keys and values kept for later would also make attention see all packed documents
-        if self.budget.recompute:
-            recompute(self.adapted.model)
+        for_training(self.adapted.model, self.budget)
         self.sharded = shards_on_cpus(self.accelerator)
         if self.sharded:
             fully_shard(self.adapted.model)
@@ -161,8 +158,12 @@ def shards_on_cpus(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
-def recompute(model: torch.nn.Module) -> None:
-    """Turns on gradient checkpointing. InputError where the model has none."""
+def for_training(model: torch.nn.Module, budget: Budget) -> None:
+    """Turns off what generating needs, and on what the budget asks for. InputError for recompute where the model has no gradient checkpointing."""
+    if getattr(getattr(model, "config", None), "use_cache", False):
+        model.config.use_cache = False  # keys and values kept for later would also make attention see all packed documents
+    if not budget.recompute:
+        return
     if not hasattr(model, "gradient_checkpointing_enable"):
         raise InputError(f"recompute: {type(model).__name__} has no gradient checkpointing; leave it out of the budget")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -170,8 +171,11 @@ def recompute(model: torch.nn.Module) -> None:
 
 def optimizer(adapted: Adapted, budget: Budget, device: torch.device) -> torch.optim.Optimizer:
     groups = adapted.groups(budget.learning_rate)
-    if budget.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=budget.learning_rate, weight_decay=budget.weight_decay, fused=True)
-    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+    given = {"lr": budget.learning_rate, "weight_decay": budget.weight_decay}
+    if budget.optimizer == "adamw" and all(p.dtype == torch.float32 for p in adapted.trainable().values()):
+        return torch.optim.AdamW(groups, fused=True, **given)
+    from bitsandbytes.optim import AdamW, AdamW8bit, PagedAdamW8bit
 
-    return (PagedAdamW8bit if device.type == "cuda" else AdamW8bit)(groups, lr=budget.learning_rate, weight_decay=budget.weight_decay)
+    if budget.optimizer == "adamw":
+        return AdamW(groups, **given)  # moments of 16-bit parameters stay float32: torch rounds them to 16 bits, where they no longer move
+    return (PagedAdamW8bit if device.type == "cuda" else AdamW8bit)(groups, **given)

@@ -12,6 +12,7 @@ from compress.finetune.adapting import Adapted, adapt
 from compress.finetune.batches import Samples
 from compress.finetune.budget import Budget
 from compress.finetune.losses import Objective, Progress
+from compress.finetune.measuring import Measured, Meter, unmeasured
 from compress.finetune.methods import Method, Prompt, load_method
 from compress.finetune.tasks import Task
 from compress.finetune.training import Trainer
@@ -25,12 +26,14 @@ class Tuned:
     """A model that learned.
 
     log     of steps and evaluations, as in `log.jsonl`
+    memory  what the steps took, which `predict_step` says beforehand; or why this machine does not tell
     scores  of each test sample: 1 where the class is right, the mean loss of its tokens, or its squared error; None without test data
     """
 
     adapted: "Adapted | AdaptedKeras"
     log: list[dict[str, Any]]
     scores: np.ndarray | None
+    memory: Measured | str
 
     @property
     def model(self) -> Any:
@@ -63,5 +66,8 @@ def finetune(
         raise InputError("budget.recompute: gradient checkpointing drops the cache that prefix tuning puts its vectors in; leave it out")
     adapted = adapt(model, method, budget.seed)
     trainer = Trainer(adapted, data, budget, Objective(task), test, checkpoint, progress)
+    unknown = unmeasured(trainer.accelerator.device)
+    meter = None if unknown else Meter(adapted, trainer.optimizer.optimizer)
     trainer.run()
-    return Tuned(adapted, trainer.log, None if test is None else trainer.evaluate(test)[1])
+    took = meter.measured() if meter else unknown
+    return Tuned(adapted, trainer.log, None if test is None else trainer.evaluate(test)[1], took)
