@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 
 from compress.errors import InputError, UnknownName
-from compress.finetune.losses import Task
+from compress.finetune.tasks import Task
 from compress.finetune.tracking import blocks
 from compress.registry import suggest
 

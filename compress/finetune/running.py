@@ -35,7 +35,7 @@ def run(document: Finetuning, name: str, folder: Path, progress: Callable[[dict[
     test = load_samples(document.test, document.folder, document.test_samples) if document.test else None
     model = load_network(chosen.model or document.model, document.folder)
     began = perf_counter()
-    tuned = finetune(model, chosen.method, data, budget, document.task, test, folder / CHECKPOINT, progress)
+    tuned = finetune(model, chosen.method, data, budget, document.task, test, folder / CHECKPOINT, progress, predict=True)
     save_adapter(tuned.adapted, folder / "adapter")
     facts = {
         "asked": asked,
@@ -46,6 +46,7 @@ def run(document: Finetuning, name: str, folder: Path, progress: Callable[[dict[
         "seconds": sum(entry.get("seconds", 0) for entry in tuned.log),
         "wall_seconds": perf_counter() - began,
         "notes": list(tuned.adapted.notes),
+        "memory": tuned.memory if isinstance(tuned.memory, str) else tuned.memory.beside(tuned.predicted),
         "table": [[*row, row.share] for row in trainable_table(tuned.adapted)],
         "merges": [],
     }

@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from compress.finetune.adapting import Adapted, output_head
+from compress.finetune.adapting import Adapted
 from compress.finetune.methods import WithBase
+from compress.finetune.targets import output_head
 
 LINES = ("parameters", "quantization constants", "adapters", "gradients", "first moments", "second moments", "activations", "logits", "workspace")
 Phase = tuple[str, int | None]  # forward, loss, backward or optimizer, and in which block

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import parse_flag_from_env
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from torch.distributed.fsdp import fully_shard
 
 from compress.errors import InputError, TrainingError
@@ -41,7 +42,9 @@ class Trainer:
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self):
-        self.accelerator = Accelerator(mixed_precision="bf16" if self.budget.precision == "bfloat16" else "no")
+        AcceleratorState._reset_state()  # the precision of an earlier fine-tuning in this process
+        same = DistributedDataParallelKwargs(broadcast_buffers=False)  # codes of a frozen base are the same everywhere
+        self.accelerator = Accelerator(mixed_precision="bf16" if self.budget.precision == "bfloat16" else "no", kwargs_handlers=[same])
         self.batches, self.total = Batches(self.data, self.budget), self.budget.total(len(self.data))
         for_training(self.adapted.model, self.budget)
         self.sharded = shards_on_cpus(self.accelerator)

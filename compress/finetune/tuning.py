@@ -13,6 +13,7 @@ from compress.finetune.batches import Samples
 from compress.finetune.budget import Budget
 from compress.finetune.losses import Objective, Progress
 from compress.finetune.measuring import Measured, Meter, unmeasured
+from compress.finetune.memory import Memory, predict_step
 from compress.finetune.methods import Method, Prompt, load_method
 from compress.finetune.tasks import Task
 from compress.finetune.training import Trainer
@@ -34,6 +35,7 @@ class Tuned:
     log: list[dict[str, Any]]
     scores: np.ndarray | None
     memory: Measured | str
+    predicted: Memory | None = None
 
     @property
     def model(self) -> Any:
@@ -49,11 +51,13 @@ def finetune(
     test: Samples | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    predict: bool = False,
 ) -> Tuned:
     """A copy of a PyTorch or Keras 3 model, fine-tuned; the model itself stays as it is.
 
     checkpoint  a safetensors file that is written now and then: the same call goes on from it
     progress    called after every step and evaluation with its entry of the log
+    predict     first runs a step without data, to say what memory it will take
 
     InputError for targets that match nothing, labels out of range, no data; TrainingError for a loss that is no number.
     """
@@ -61,13 +65,21 @@ def finetune(
     if backend_of(model) == "keras":
         from compress.finetune.keras_training import finetune_keras
 
-        return Tuned(*finetune_keras(model, method, data, budget, task, test, checkpoint, progress))
+        learned = finetune_keras(model, method, data, budget, task, test, checkpoint, progress)
+        return Tuned(*learned, "memory is not measured where Keras trains")
     if isinstance(method, Prompt) and method.deep and budget.recompute:
         raise InputError("budget.recompute: gradient checkpointing drops the cache that prefix tuning puts its vectors in; leave it out")
     adapted = adapt(model, method, budget.seed)
+    predicted = predict_step(adapted, *data.take(longest(data, budget)), Objective(task), budget) if predict else None
     trainer = Trainer(adapted, data, budget, Objective(task), test, checkpoint, progress)
     unknown = unmeasured(trainer.accelerator.device)
     meter = None if unknown else Meter(adapted, trainer.optimizer.optimizer)
     trainer.run()
     took = meter.measured() if meter else unknown
-    return Tuned(adapted, trainer.log, None if test is None else trainer.evaluate(test)[1], took)
+    return Tuned(adapted, trainer.log, None if test is None else trainer.evaluate(test)[1], took, predicted)
+
+
+def longest(data: Samples, budget: Budget) -> np.ndarray:
+    """Indices of the samples of the largest batch that is computed at once."""
+    size = min(budget.batch, len(data)) // budget.accumulate
+    return np.arange(size) if data.lengths is None else np.argsort(data.lengths)[-size:]
