@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from compress.errors import InputError
 from compress.finetune.adapting import Adapted
@@ -31,7 +34,8 @@ def adapt_by_peft(model: nn.Module, method: LoRA | IA3 | Prompt, seed: int) -> A
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         ready = learning(model)
-        adapted = peft.get_peft_model(ready, config)
+        with in_place() if any(isinstance(p, FakeTensor) for p in ready.parameters()) else nullcontext():
+            adapted = peft.get_peft_model(ready, config)
     missed = next((name for name in targets if not isinstance(ready.get_submodule(name), BaseTunerLayer)), None)
     if missed:
         raise InputError(f"{missed}: PEFT gives it no adapter, because its name ends as one of also does ({', '.join(also)}): leave it out of targets")
@@ -48,6 +52,11 @@ def adapt_by_peft(model: nn.Module, method: LoRA | IA3 | Prompt, seed: int) -> A
         adapted.register_forward_hook(without_prompt)
     rates = {n: method.b_rate for n, _ in adapted.named_parameters() if ".lora_B." in n} if isinstance(method, LoRA) and method.b_rate != 1 else {}
     return Adapted(adapted, method, rates, (f"adapters are PEFT {peft.__version__}'s", *notes))
+
+
+def in_place() -> AbstractContextManager:
+    """PEFT moves new adapters to their base's device, where those without data are already; moving them swaps tensors, which they refuse."""
+    return patch.object(nn.Module, "to", lambda module, *_, **__: module)
 
 
 def config_of(model: nn.Module, method: Method, targets: Collection[str], also: Collection[str]) -> peft.PeftConfig:

@@ -30,12 +30,16 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def of(cls, linear: nn.Linear, fmt: Format) -> "QuantizedLinear":
         """The layer's weight, encoded on the CPU by the core's loops. A weight without data (meta, FakeTensorMode) gives codes without data."""
-        weight, shape = linear.weight.detach(), tuple(linear.weight.shape)
+        return cls.storing(linear.weight.detach(), linear.bias, fmt)
+
+    @classmethod
+    def storing(cls, weight: torch.Tensor, bias: nn.Parameter | None, fmt: Format) -> "QuantizedLinear":
+        shape = tuple(weight.shape)
         if weight.is_meta or isinstance(weight, FakeTensor):
-            return cls(stored.without_data(weight, fmt), fmt, shape, linear.bias)
+            return cls(stored.without_data(weight, fmt), fmt, shape, bias)
         stored.kernels_for(shape, torch.device("cpu"))  # loaded, they encode as well
         arrays = stored.tensors(encode(weight.cpu(), fmt).numpy())
-        return cls({name: array.to(weight.device) for name, array in arrays.items()}, fmt, shape, linear.bias)
+        return cls({name: array.to(weight.device) for name, array in arrays.items()}, fmt, shape, bias)
 
     def expanded(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight [out_features, in_features], rounded to dtype from float32."""

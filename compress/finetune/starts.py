@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from compress.backends.torch_numerics import encode
 from compress.errors import InputError
 from compress.finetune.lora import check_rank, frozen_copy
 from compress.finetune.methods import LoRA
@@ -47,7 +46,7 @@ def loftq(linear: nn.Linear, method: LoRA) -> Start:
     weight = linear.weight.detach().float()
     lost = torch.zeros_like(weight)
     for _ in range(ALTERNATIONS):
-        base = QuantizedLinear(encode(weight - lost, method.format), linear.bias)
+        base = QuantizedLinear.storing(weight - lost, linear.bias, method.format)
         A, B = nearest(weight - base.weight, method)
         lost = method.scale * B @ A
     return Start(base, A, B)
