@@ -28,7 +28,7 @@ def write_report(document: Finetuning, rows: Sequence[Tuning], folder: Path, com
     return written
 
 
-HEAD = ("Run", "Learns", "Share", "Score", "Difference", "p", "Changed", "Loss", "Tokens/s", "Training")
+HEAD = ("Run", "Learns", "Share", "Score", "Difference", "p", "Changed", "Loss", "Tokens/s", "Training", "Peak memory", "Predicted")
 
 
 def cells(document: Finetuning, row: Tuning) -> list[str]:
@@ -46,6 +46,7 @@ def cells(document: Finetuning, row: Tuning) -> list[str]:
         words.number(row.evaluation.get("evaluation loss")),
         f"{row.tokens_per_second:,.0f}",
         words.seconds(facts["seconds"]),
+        *([words.NOTHING] * 2 if isinstance(facts["memory"], str) else [words.megabytes(facts["memory"]["peak"][kind]) for kind in ("measured", "predicted")]),
     ]
 
 
@@ -130,6 +131,14 @@ def merge_cells(document: Finetuning, merge, found: Comparison | None) -> list[s
     return [merge["about"], value, *compared, kl]
 
 
+def unexplained(row: Tuning) -> list[str]:
+    """What of the measured peak the prediction does not hold, or why nothing was measured."""
+    memory = row.facts["memory"]
+    if isinstance(memory, str):
+        return [memory]
+    return [f"not predicted: {words.megabytes(size)} of {what}" for what, size in memory["not predicted"].items() if size]
+
+
 MERGE_HEAD = ("Merge", "Score", "Difference", "p", "KL, nats")
 
 
@@ -157,7 +166,7 @@ def html(document: Finetuning, rows: Sequence[Tuning], curve: str, command: str)
         merge_head=MERGE_HEAD,
         merges=merges,
         learns=[(row.name, row.facts.get("table", [])) for row in rows if row.facts],
-        notes=[(row.name, note) for row in rows if row.facts for note in row.facts["notes"]],
+        notes=[(row.name, note) for row in rows if row.facts for note in (*row.facts["notes"], *unexplained(row))],
         curve=Markup(curve),
         command=command,
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
