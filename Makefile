@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 CORE := .venv-core/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install compare compare-full compare-formats digits digits-training deep-compression compare-training test test-core lint bench clean
+.PHONY: help install compare compare-full compare-formats digits digits-training deep-compression compare-training finetune test test-core lint bench clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -39,6 +39,9 @@ deep-compression: $(INSTALLED) ## Deep Compression step by step on the digits ne
 compare-training: $(INSTALLED) ## the same on the sentiment model (about an hour); writes report-training/
 	$(BIN)/compresskit compare examples/sentiment/study-training.yaml --out report-training
 
+finetune: $(INSTALLED) ## fine-tune the sentiment model by LoRA by hand, LoRA, QLoRA and whole, side by side; writes finetuned/
+	$(BIN)/compresskit finetune examples/sentiment/finetune.yaml --out finetuned
+
 test: $(INSTALLED) ## the whole test suite, in two processes
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -58,4 +61,4 @@ bench: $(INSTALLED) ## this project against its peers (benchmarks/)
 	$(BIN)/python -m benchmarks
 
 clean: ## remove environments and reports
-	rm -rf .venv .venv-core report report-full report-formats report-training digits digits-training digits-tf-keras deep-compression
+	rm -rf .venv .venv-core report report-full report-formats report-training digits digits-training digits-tf-keras deep-compression finetuned

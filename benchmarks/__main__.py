@@ -15,6 +15,8 @@ BENCHMARKS = {
     "tfmot": "benchmarks.tfmot_training",
     "torchao-qat": "benchmarks.torchao_qat",
     "sparse": "benchmarks.sparse_files",
+    "memory": "benchmarks.memory",
+    "qlora": "benchmarks.qlora_step",
 }
 
 

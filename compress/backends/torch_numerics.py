@@ -254,8 +254,9 @@ def on_grid(shares: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
 
 def decoded_scales(double: ScaleCodes, fmt: CodebookFormat) -> torch.Tensor:
     factors = double.factors.repeat_interleave(fmt.double.block)[: double.codes.numel()]
-    values = torch.as_tensor(levels("dynamic8").values, device=factors.device)[double.codes.long()] if fmt.double.dynamic else double.codes.float()
-    return values * factors + double.offset
+    table = torch.as_tensor(levels("dynamic8").values, device=factors.device)
+    values = table.index_select(0, double.codes.int()) if fmt.double.dynamic else double.codes.float()
+    return values.mul_(factors).add_(double.offset)
 
 
 def to_e4m3(values: torch.Tensor) -> torch.Tensor:

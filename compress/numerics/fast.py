@@ -17,7 +17,12 @@ oracle = ContextVar("oracle", default=False)
 
 def fast(values: np.ndarray) -> ModuleType | None:
     """compress.numerics.kernels for a large array where numba is installed, else None."""
-    if values.size < (LOADED if "numba" in sys.modules else LARGE) or oracle.get() or find_spec("numba") is None:
+    return loops(values.size, LARGE)
+
+
+def loops(count: int, loading: int) -> ModuleType | None:
+    """The same for this many values; numba is loaded for `loading` of them or more."""
+    if count < (LOADED if "numba" in sys.modules else loading) or oracle.get() or find_spec("numba") is None:
         return None
     return import_module("compress.numerics.kernels")
 

@@ -219,6 +219,34 @@ def decoding_kernel(kind: int):
     return kernel
 
 
+@cache
+def nibble_kernel(high_first: bool):
+    """(packed 4-bit codes uint8 [n], values float32 [16], scales float32 [m], out float32 [2 n]): values times scales, each over 2 n / m of them.
+
+    On the calling thread alone, which PyTorch's threads, waiting for work at that time, do not hinder."""
+
+    @njit(nogil=True, cache=True, error_model="numpy")
+    def kernel(codes, values, scales, out):
+        per = codes.size // scales.size
+        for i in range(scales.size):
+            packed, pair, s = codes[i * per : i * per + per], out[2 * i * per : 2 * (i * per + per)], scales[i]
+            for j in range(packed.size):
+                low, high = values[packed[j] & 15] * s, values[packed[j] >> 4] * s
+                pair[2 * j] = high if high_first else low
+                pair[2 * j + 1] = low if high_first else high
+
+    return kernel
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def double_scales(codes, values, factors, per, offset, out):
+    """Scales float32 [n] of codes uint8 [n] into values [256], a factor for each `per` of them."""
+    for k in range(factors.size):
+        block, scales, factor = codes[k * per : k * per + per], out[k * per : k * per + per], factors[k]
+        for j in range(block.size):
+            scales[j] = values[block[j]] * factor + offset
+
+
 @njit(**PARALLEL)
 def renumber(codes, order):
     for c in prange(-(-codes.size // PIECE)):

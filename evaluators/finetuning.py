@@ -1,0 +1,138 @@
+"""Fine-tunings side by side: each run in a process of its own, compared sample by sample, told as one report."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from compress.finetune.config import Finetuning
+from evaluators.results import Estimate
+from evaluators.statistics import accuracy_difference, holm, mcnemar, smallest_drop, wilson
+from evaluators.worker import Worker, tell
+
+Hear = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run or a merge against another on the same samples. `worse` and `better` count samples; p is Holm-adjusted over the runs of the document.
+
+    smallest  the smallest drop in accuracy that this sample would have shown; None where scores are losses
+    """
+
+    against: str
+    difference: Estimate
+    worse: int
+    better: int
+    p: float
+    smallest: float | None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One run's row. score: share of right answers, or mean loss of a sample; perplexity where tokens are predicted."""
+
+    name: str
+    status: str
+    cause: str = ""
+    facts: Mapping[str, Any] | None = None
+    scores: np.ndarray | None = None
+    score: Estimate | None = None
+    comparison: Comparison | None = None
+    merges: tuple[tuple[Mapping[str, Any], Comparison | None], ...] = ()
+
+    @property
+    def evaluation(self) -> Mapping[str, Any]:
+        """The last evaluation of the log."""
+        return next((e for e in reversed(self.facts["log"]) if "evaluation loss" in e), {})
+
+    @property
+    def tokens_per_second(self) -> float:
+        steps = [e for e in self.facts["log"] if "tokens" in e]
+        return sum(e["tokens"] for e in steps) / sum(e["seconds"] for e in steps)
+
+
+def finetune(document: "str | os.PathLike | Finetuning", folder: str | os.PathLike, hear: Hear = lambda run, text: None) -> list[Tuning]:
+    """Every run of the document that is not done yet, each in a process of its own; the rows of all of them.
+
+    hear  gets (run, what it is doing) now and then
+    """
+    found, folder = Finetuning.load(document), Path(folder)
+    outcomes = {}
+    for name in found.runs:
+        with Worker(found.threads) as worker:
+            place = str(document) if not isinstance(document, Finetuning) else document
+            limit = found.limit_seconds
+            outcomes[name] = worker.call("evaluators.finetuning:run", place, name, str(folder / name), limit=limit, hear=lambda text, run=name: hear(run, text))
+        hear(name, outcomes[name].status)
+    return rows(found, folder, outcomes)
+
+
+def run(document: Any, name: str, folder: str) -> dict[str, Any]:
+    """In the run's own process."""
+    from compress.finetune.running import run
+
+    return run(Finetuning.load(document), name, Path(folder), lambda entry: tell(words(entry)))
+
+
+def words(entry: Mapping[str, Any]) -> str:
+    """What a step or an evaluation says."""
+    if "evaluation loss" in entry:
+        return f"step {entry['step']} of {entry['steps']}: evaluation loss {entry['evaluation loss']:.3f}, score {entry['score']:.4f}"
+    left = (entry["steps"] - entry["step"]) * entry["seconds"]
+    return f"step {entry['step']} of {entry['steps']}: loss {entry['loss']:.3f}, {entry['tokens'] / entry['seconds']:,.0f} tokens/s, about {left:,.0f} s left"
+
+
+def rows(document: Finetuning, folder: Path, outcomes: Mapping[str, Any]) -> list[Tuning]:
+    facts = {name: outcome.value for name, outcome in outcomes.items() if outcome.status == "done"}
+    scores = {name: np.load(folder / name / "scores.npy", allow_pickle=False) for name in facts if document.test}
+    pairs = {name: document.baseline(name) for name in scores if document.baseline(name) in scores}
+    binary = document.task == "classification"
+    raw = {name: compared(scores[other], scores[name], other, binary) for name, other in pairs.items()}
+    adjusted = holm({name: comparison.p for name, comparison in raw.items()})
+    return [
+        Tuning(
+            name,
+            outcome.status,
+            outcome.cause,
+            facts.get(name),
+            scores.get(name),
+            estimate(scores[name], binary) if name in scores else None,
+            with_p(raw[name], adjusted[name]) if name in raw else None,
+            tuple(merge_rows(facts[name]["merges"], binary)) if name in facts else (),
+        )
+        for name, outcome in outcomes.items()
+    ]
+
+
+def merge_rows(merges: list[Mapping[str, Any]], binary: bool):
+    """Each variant, compared with the adapter on its base."""
+    for merge in merges:
+        first = np.asarray(merges[0]["scores"])
+        yield merge, None if merge is merges[0] else compared(first, np.asarray(merge["scores"]), merges[0]["name"], binary)
+
+
+def estimate(scores: np.ndarray, binary: bool) -> Estimate:
+    if binary:
+        return wilson(int(scores.sum()), len(scores))
+    half = stats.t.isf(0.025, len(scores) - 1) * scores.std(ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else 0.0
+    return Estimate(float(scores.mean()), float(scores.mean() - half), float(scores.mean() + half))
+
+
+def compared(baseline: np.ndarray, other: np.ndarray, against: str, binary: bool) -> Comparison:
+    """Paired. Right answers: exact McNemar; losses: Wilcoxon's signed ranks, and Student's interval of the mean difference."""
+    difference = other - baseline
+    worse, better = int((difference < 0).sum()), int((difference > 0).sum())
+    if binary:
+        found = accuracy_difference(worse, better, len(other))
+        return Comparison(against, found, worse, better, mcnemar(worse, better), smallest_drop(len(other), (worse + better) / len(other)))
+    p = float(stats.wilcoxon(difference).pvalue) if np.any(difference) else 1.0
+    return Comparison(against, estimate(difference, False), better, worse, p, None)  # a smaller loss is better
+
+
+def with_p(comparison: Comparison, p: float) -> Comparison:
+    return Comparison(comparison.against, comparison.difference, comparison.worse, comparison.better, p, comparison.smallest)
