@@ -37,7 +37,7 @@ MODELS = {"by hand": (Net, samples, "head"), "peft": (bert, tokens, "classifier"
 METHODS = {
     "qlora": {"name": "qlora"},
     "dora": {"name": "dora", "base": "bnb.nf4.dq"},
-    "ia3": {"name": "ia3", "base": "int8", "targets": "*"},
+    "ia3": {"name": "ia3", "base": "tflite.int8.weight", "targets": "*"},
     "loftq": {"name": "loftq"},
 }
 
