@@ -132,6 +132,17 @@ def test_the_checkpoint_of_another_fine_tuning_is_refused(tmp_path):
         trainer("lora", tmp_path / "c.safetensors", learning_rate=1e-3).run()
 
 
+def test_the_checkpoint_of_another_model_is_refused(tmp_path):
+    """A weight that does not learn is another model too: the adapter learned beside it."""
+    trainer("lora", tmp_path / "c.safetensors").run()
+    other = Net()
+    with torch.no_grad():
+        other.body[0].weight[0, 0] += 1
+    adapted = adapt(other, method("lora"), 0)
+    with pytest.raises(InputError, match="another method, budget, data or model"):
+        Trainer(adapted, samples(), budget(), Objective("classification"), samples(16), tmp_path / "c.safetensors").run()
+
+
 def test_a_loss_that_is_no_number_names_the_layer_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
     one = trainer("full", tmp_path / "c.safetensors")

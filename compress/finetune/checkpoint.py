@@ -28,7 +28,7 @@ class Checkpoint:
     """Writes and reads a trainer's state; whole at any time, known by method, budget, data and first weights."""
 
     def __init__(self, trainer: "Trainer"):
-        self.trainer, self.path, self.identity = trainer, trainer.checkpoint, identity(trainer)
+        self.trainer, self.path, self.identity = trainer, trainer.checkpoint, trainer.identity
 
     def save(self, step: int) -> None:
         """TrainingError for a number that is not finite: a checkpoint is good."""
@@ -95,10 +95,11 @@ def leaves(tree: Mapping[str, Any], way: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 def identity(trainer: "Trainer") -> str:
+    """Equal for the same method, budget, task, data and model as it is before the first step: every weight counts, also those that stay."""
     said = {"method": trainer.adapted.method.model_dump(), "budget": trainer.budget.model_dump(), "task": trainer.objective.task}
     digest = sha256(json.dumps(said, sort_keys=True).encode())
-    for name, parameter in trainer.adapted.trainable().items():
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+    for name, tensor in trainer.adapted.model.state_dict().items():
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     for name, array in [*trainer.data.inputs.items(), ("labels", trainer.data.labels)]:
         digest.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

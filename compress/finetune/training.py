@@ -18,7 +18,7 @@ from compress.errors import InputError, TrainingError
 from compress.finetune.adapting import Adapted
 from compress.finetune.batches import Batches, Samples
 from compress.finetune.budget import Budget
-from compress.finetune.checkpoint import Checkpoint
+from compress.finetune.checkpoint import Checkpoint, identity
 from compress.finetune.losses import Objective, Progress, outputs
 
 SAVE_SECONDS = 30.0
@@ -46,6 +46,7 @@ class Trainer:
         same = DistributedDataParallelKwargs(broadcast_buffers=False)  # codes of a frozen base are the same everywhere
         self.accelerator = Accelerator(mixed_precision="bf16" if self.budget.precision == "bfloat16" else "no", kwargs_handlers=[same])
         self.batches, self.total = Batches(self.data, self.budget), self.budget.total(len(self.data))
+        self.identity = identity(self) if self.checkpoint else ""  # of the weights before they are shared out
         for_training(self.adapted.model, self.budget)
         self.sharded = shards_on_cpus(self.accelerator)
         if self.sharded:

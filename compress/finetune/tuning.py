@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Tuned:
     """A model that learned.
 
-    log     of steps and evaluations, as in `log.jsonl`
+    log     of steps and evaluations
     memory  what the steps took, which `predict_step` says beforehand; or why this machine does not tell
     scores  of each test sample: 1 where the class is right, the mean loss of its tokens, or its squared error; None without test data
     """
