@@ -76,10 +76,10 @@ def finetune(
     from evaluators.report import finetuning as pages
 
     loaded = Finetuning.load(document)
-    with console.status(f"fine-tuning {loaded.name}") as status:
-        rows = finetuning.finetune(document, out, lambda run, text: status.update(escape(f"{run}: {text}")))
+    rows = finetuning.finetune(document, out)
     written = pages.write_report(loaded, rows, out, f"compresskit finetune {document} --out {out}")
-    print_rows(loaded.name, list(pages.HEAD), [tuple(pages.cells(loaded, row)) for row in rows])
+    shown = [i for i, column in enumerate(pages.HEAD) if column in ("Run", "Learns", "Score", "Loss", "Tokens/s", "Peak memory")]
+    print_rows(loaded.name, [pages.HEAD[i] for i in shown], [tuple(pages.cells(loaded, row)[i] for i in shown) for row in rows])
     for row in rows:
         console.print(escape(pages.verdict(loaded, row)))
         if row.merges:

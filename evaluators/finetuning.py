@@ -1,8 +1,9 @@
 """Fine-tunings side by side: each run in a process of its own, compared sample by sample, told as one report."""
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 from scipy import stats
 
 from compress.finetune.config import Finetuning
+from evaluators.progress import Progress, automatic
 from evaluators.results import Estimate
+from evaluators.sources import check, fingerprint
 from evaluators.statistics import accuracy_difference, holm, mcnemar, smallest_drop, wilson
+from evaluators.store import Claim
 from evaluators.worker import Worker, tell
-
-Hear = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -56,27 +58,36 @@ class Tuning:
         return sum(e["tokens"] for e in steps) / sum(e["seconds"] for e in steps)
 
 
-def finetune(document: "str | os.PathLike | Finetuning", folder: str | os.PathLike, hear: Hear = lambda run, text: None) -> list[Tuning]:
-    """Every run of the document that is not done yet, each in a process of its own; the rows of all of them.
+def finetune(path: str | os.PathLike, folder: str | os.PathLike, progress: Progress | None = None) -> list[Tuning]:
+    """Every run of a document that is not done yet, each in a process of its own; the rows of all of them.
 
-    hear  gets (run, what it is doing) now and then
+    A run that is done is done again where its document, code or data have changed.
+
+    progress  None: a live table on a terminal, lines elsewhere
     """
-    found, folder = Finetuning.load(document), Path(folder)
-    outcomes = {}
-    for name in found.runs:
-        with Worker(found.threads) as worker:
-            place = str(document) if not isinstance(document, Finetuning) else document
-            limit = found.limit_seconds
-            outcomes[name] = worker.call("evaluators.finetuning:run", place, name, str(folder / name), limit=limit, hear=lambda text, run=name: hear(run, text))
-        hear(name, outcomes[name].status)
-    return rows(found, folder, outcomes)
+    document, folder, outcomes, shown = Finetuning.load(path), Path(folder), {}, progress or automatic()
+    for reference in document.references():
+        check(reference, document.folder)
+    with Claim(folder):
+        shown.begin(f"fine-tuning {document.name}", list(document.runs))
+        try:
+            for name in document.runs:
+                shown.stage(name, "starting")
+                with Worker(document.threads) as worker:
+                    given = str(path), name, str(folder / name), [fingerprint(reference, document.folder) for reference in document.references(name)]
+                    outcome = worker.call("evaluators.finetuning:run", *given, limit=document.limit_seconds, hear=partial(shown.stage, name, "training"))
+                outcomes[name] = outcome
+                shown.stage(name, outcome.status, outcome.cause)
+        finally:
+            shown.end()
+    return rows(document, folder, outcomes)
 
 
-def run(document: Any, name: str, folder: str) -> dict[str, Any]:
+def run(path: str, name: str, folder: str, contents: list) -> dict[str, Any]:
     """In the run's own process."""
     from compress.finetune.running import run
 
-    return run(Finetuning.load(document), name, Path(folder), lambda entry: tell(words(entry)))
+    return run(Finetuning.load(path), name, Path(folder), contents, lambda entry: tell(words(entry)))
 
 
 def words(entry: Mapping[str, Any]) -> str:
@@ -102,7 +113,7 @@ def rows(document: Finetuning, folder: Path, outcomes: Mapping[str, Any]) -> lis
             facts.get(name),
             scores.get(name),
             estimate(scores[name], binary) if name in scores else None,
-            with_p(raw[name], adjusted[name]) if name in raw else None,
+            replace(raw[name], p=adjusted[name]) if name in raw else None,
             tuple(merge_rows(facts[name]["merges"], binary)) if name in facts else (),
         )
         for name, outcome in outcomes.items()
@@ -132,7 +143,3 @@ def compared(baseline: np.ndarray, other: np.ndarray, against: str, binary: bool
         return Comparison(against, found, worse, better, mcnemar(worse, better), smallest_drop(len(other), (worse + better) / len(other)))
     p = float(stats.wilcoxon(difference).pvalue) if np.any(difference) else 1.0
     return Comparison(against, estimate(difference, False), better, worse, p, None)  # a smaller loss is better
-
-
-def with_p(comparison: Comparison, p: float) -> Comparison:
-    return Comparison(comparison.against, comparison.difference, comparison.worse, comparison.better, p, comparison.smallest)

@@ -137,7 +137,7 @@ def from_row(values: tuple) -> Piece:
 
 
 class Claim:
-    """Held by the one `compare` that works in a folder; the system lets go of it when the process ends, however it ends."""
+    """Held by the one command that works in a folder; the system lets go of it when the process ends, however it ends."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ class Claim:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.file.close()
-            raise InputError(f"another compare is at work in {folder}: wait for it or choose another folder") from error
+            raise InputError(f"another command is at work in {folder}: wait for it or choose another folder") from error
 
     def __enter__(self) -> "Claim":
         return self

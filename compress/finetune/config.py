@@ -4,18 +4,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from compress.errors import RecipeError
 from compress.finetune.budget import Budget
-from compress.finetune.methods import Method, load_method
+from compress.finetune.methods import Document, Method, load_method
 from compress.finetune.tasks import Task
 from compress.recipe import parse_document
 from compress.registry import suggest
-
-
-class Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Run(Document):
@@ -93,6 +89,11 @@ class Finetuning(Document):
     def folder(self) -> Path:
         """What names of files are relative to."""
         return self._folder
+
+    def references(self, name: str | None = None) -> list[str]:
+        """Code and folders that a run, or any run, is made of."""
+        models = [run.model or self.model for label, run in self.runs.items() if name in (None, label)]
+        return [reference for reference in (*dict.fromkeys(models), self.train, self.test) if reference]
 
     def baseline(self, name: str) -> str | None:
         """The run that this one is compared with; None for that one itself."""

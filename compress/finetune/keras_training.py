@@ -15,11 +15,10 @@ from compress.finetune.batches import Batches, Samples
 from compress.finetune.budget import Budget
 from compress.finetune.keras_lora import AdaptedKeras, adapt_keras, feed
 from compress.finetune.methods import Method
+from compress.finetune.tasks import Progress
 
 EVALUATION_BATCH = 32
 
-
-Progress = Callable[[dict[str, Any]], None]
 Result = tuple[AdaptedKeras, list[dict[str, Any]], np.ndarray | None]
 
 

@@ -1,6 +1,5 @@
 """What a fine-tuning makes smaller, as sums over what counts, so that parts of a batch add up to the whole."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +84,3 @@ class NextToken(torch.autograd.Function):
             shares = part.softmax(1).scatter_add_(1, target.clamp(min=0)[:, None], part.new_full((len(part), 1), -1.0))
             torch.mul(shares, gradient * (target != IGNORED)[:, None], out=part)
         return logits, None
-
-
-Progress = Callable[[dict[str, Any]], None]

@@ -97,7 +97,8 @@ def compare_merges(adapted: Adapted, model: nn.Module, test: Samples, task: Task
 @torch.no_grad()
 def judged(variant: nn.Module, reference: nn.Module, test: Samples, objective: Objective) -> dict[str, Any]:
     """Both models run on each batch, so that logits of one batch are in memory at a time."""
-    reference.eval(), variant.eval()
+    reference.eval()
+    variant.eval()
     device = next(reference.parameters()).device
     scores, divergences, counts = [], [], []
     for start in range(0, len(test), BATCH):

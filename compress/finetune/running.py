@@ -3,7 +3,6 @@
 import io
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,16 +16,21 @@ from compress.finetune.adapting import trainable_table
 from compress.finetune.batches import Samples
 from compress.finetune.config import Finetuning
 from compress.finetune.merging import compare_merges
+from compress.finetune.tasks import Progress
 from compress.finetune.tuning import finetune
 from compress.references import is_code, resolve
 
 CHECKPOINT, FACTS, SCORES = "checkpoint.safetensors", "run.json", "scores.npy"
 
 
-def run(document: Finetuning, name: str, folder: Path, progress: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """The facts of a run, as in `run.json`; read from there where the same run is done. Its checkpoint, adapter and scores lie beside it."""
+def run(document: Finetuning, name: str, folder: Path, contents: Any, progress: Progress | None = None) -> dict[str, Any]:
+    """The facts of a run, as in `run.json`; read from there where the same run is done. Its checkpoint, adapter and scores lie beside it.
+
+    contents  what stands for the code and data of the run, JSON: where it has changed, the run is another
+    """
     chosen, kept = document.runs[name], folder / FACTS
     asked = document.model_dump(mode="json", exclude={"runs", "limit_seconds"}) | {"run": chosen.model_dump(mode="json", exclude={"against"})}
+    asked = json.loads(json.dumps(asked | {"contents": contents}))
     if kept.exists() and (found := json.loads(kept.read_text(encoding="utf-8")))["asked"] == asked:
         return found
     torch.set_num_threads(document.threads)
@@ -34,6 +38,8 @@ def run(document: Finetuning, name: str, folder: Path, progress: Callable[[dict[
     data = load_samples(document.train, document.folder, document.train_samples)
     test = load_samples(document.test, document.folder, document.test_samples) if document.test else None
     model = load_network(chosen.model or document.model, document.folder)
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"{chosen.model or document.model!r} returned a {type(model).__name__}: documents take PyTorch models; for Keras call finetune(...)")
     began = perf_counter()
     tuned = finetune(model, chosen.method, data, budget, document.task, test, folder / CHECKPOINT, progress, predict=True)
     save_adapter(tuned.adapted, folder / "adapter")

@@ -19,7 +19,8 @@ from compress.finetune.adapting import Adapted
 from compress.finetune.batches import Batches, Samples
 from compress.finetune.budget import Budget
 from compress.finetune.checkpoint import Checkpoint, identity
-from compress.finetune.losses import Objective, Progress, outputs
+from compress.finetune.losses import Objective, outputs
+from compress.finetune.tasks import Progress
 
 SAVE_SECONDS = 30.0
 EVALUATION_BATCH = 32

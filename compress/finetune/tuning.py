@@ -11,11 +11,11 @@ from compress.errors import InputError
 from compress.finetune.adapting import Adapted, adapt
 from compress.finetune.batches import Samples
 from compress.finetune.budget import Budget
-from compress.finetune.losses import Objective, Progress
+from compress.finetune.losses import Objective
 from compress.finetune.measuring import Measured, Meter, unmeasured
 from compress.finetune.memory import Memory, predict_step
 from compress.finetune.methods import Method, Prompt, load_method
-from compress.finetune.tasks import Task
+from compress.finetune.tasks import Progress, Task
 from compress.finetune.training import Trainer
 
 if TYPE_CHECKING:
