@@ -68,8 +68,6 @@ def finetune(
     """Fine-tune a model by one method or several, compare them and write a report.
 
     Example: `compresskit finetune examples/sentiment/finetune.yaml --out finetuned`
-
-    Several GPUs: `accelerate launch --num_processes 4 -m compress finetune qlora.yaml`
     """
     from compress.finetune.config import Finetuning
     from evaluators import finetuning

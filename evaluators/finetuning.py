@@ -61,7 +61,7 @@ class Tuning:
 def finetune(path: str | os.PathLike, folder: str | os.PathLike, progress: Progress | None = None) -> list[Tuning]:
     """Every run of a document that is not done yet, each in a process of its own; the rows of all of them.
 
-    A run that is done is done again where its document, code or data have changed.
+    A run is looked at again where its document, code or data have changed; a checkpoint that no longer fits is an error, and stays.
 
     progress  None: a live table on a terminal, lines elsewhere
     """

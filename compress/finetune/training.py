@@ -1,4 +1,4 @@
-"""The loop: batches in, a model that learned out; the same on one device and, under `accelerate launch`, on many."""
+"""The loop: batches in, a model that learned out; the same on one device and, in a script of one's own under `accelerate launch` or `torchrun`, on many."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
