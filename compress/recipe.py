@@ -33,9 +33,7 @@ class Recipe(BaseModel):
     @field_validator("name")
     @classmethod
     def plain(cls, value: str) -> str:
-        if not value or any(c in value for c in "/\\ \n"):
-            raise ValueError("a recipe's name is one word without spaces or slashes")
-        return value
+        return one_word(value, "a recipe's name")
 
     @property
     def id(self) -> str:
@@ -97,6 +95,13 @@ def built_in() -> tuple[str, ...]:
     """Names of the built-in recipes, from least to most compressed; those that train come last."""
     found = {entry.name.removesuffix(".yaml") for entry in BUILT_IN.iterdir() if entry.name.endswith(".yaml")}
     return (*FIRST, *sorted(found - {*FIRST, *TRAINED}), *TRAINED)
+
+
+def one_word(name: str, noun: str) -> str:
+    """The name, which becomes part of file names. ValueError for one that cannot."""
+    if not name or any(c in name for c in "/\\ \n"):
+        raise ValueError(f"{name!r}: {noun} is one word without spaces or slashes")
+    return name
 
 
 def parse_document(kind: type[BaseModel], text: str, source: str):

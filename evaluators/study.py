@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from compress.errors import RecipeError
-from compress.recipe import Recipe, parse_document
+from compress.recipe import Recipe, one_word, parse_document
 from compress.registry import suggest
 from evaluators.artifacts import EXPORT
 from evaluators.progress import Progress
@@ -86,8 +86,7 @@ class Study(Document):
     @classmethod
     def plain(cls, value: dict[str, Model]) -> dict[str, Model]:
         for name in value:
-            if not name or any(c in name for c in "/\\ \n"):
-                raise ValueError(f"{name!r}: a model's name is one word without spaces or slashes")
+            one_word(name, "a model's name")
         return value
 
     @field_validator("recipes", "runtimes", "targets")

@@ -73,14 +73,7 @@ class Checkpoint:
         """(steps done, arrays by name); 0 where there is no file, or with a warning one of another training. BrokenFile for one that cannot be read."""
         if self.path is None or not self.path.exists():
             return 0, {}
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, "numpy") as file:
-                header = file.metadata() or {}
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
-        except SafetensorError as error:
-            raise BrokenFile(f"{self.name}: the checkpoint {self.path} cannot be read ({error}): remove it to train from the start") from error
+        header, found = read_tensors(self.path, "numpy", f"{self.name}: remove it to train from the start")
         if header.get("training") != self.training or set(found) != names:
             warnings.warn(f"{self.name}: {self.path} is the checkpoint of another budget, data, recipe or model; training starts anew", stacklevel=3)
             return 0, {}
@@ -99,6 +92,17 @@ class Checkpoint:
         part = self.path.with_suffix(".part")
         save_file({name: np.ascontiguousarray(value) for name, value in values.items()}, part, {"training": self.training, "step": str(step)})
         os.replace(part, self.path)
+
+
+def read_tensors(path: Path, framework: str, remedy: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """(what the header says, arrays or tensors by name) of a safetensors file. BrokenFile, with what to do, for one that cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework) as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
+    except SafetensorError as error:
+        raise BrokenFile(f"{path} cannot be read ({error}); {remedy}") from error
 
 
 def advice(checkpoint: Path | None) -> str:

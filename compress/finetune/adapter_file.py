@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from compress.errors import BrokenFile, InputError
+from compress.backends.training_data import read_tensors
+from compress.errors import InputError
 from compress.finetune.adapting import Adapted, adapt
 from compress.finetune.layers import LinearWithDoRA, LinearWithIA3
 from compress.finetune.lora import LinearWithLoRA
@@ -51,12 +51,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> Adapted:
     path = Path(folder, WEIGHTS)
     if not path.exists():
         raise InputError(f"{folder} holds no {WEIGHTS}: is it the folder of an adapter?")
-    try:
-        with safe_open(path, "pt") as file:
-            method = (file.metadata() or {}).get(HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
-    except SafetensorError as error:
-        raise BrokenFile(f"{path} cannot be read: {error}") from error
+    header, tensors = read_tensors(path, "pt", "write the adapter again")
+    method = header.get(HEADER)
     if method is None:
         raise InputError(f"{path} does not say by which method it learned, so it is not save_adapter's: use peft.PeftModel.from_pretrained")
     try:

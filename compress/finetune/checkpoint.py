@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from compress.errors import BrokenFile, InputError, TrainingError
+from compress.backends.training_data import read_tensors
+from compress.errors import InputError, TrainingError
 from compress.finetune.quantized import QuantizedLinear
 
 if TYPE_CHECKING:
@@ -56,12 +56,7 @@ class Checkpoint:
         """Steps done; 0 where there is no file. InputError for the checkpoint of another fine-tuning, BrokenFile for one that cannot be read."""
         if not self.path.exists():
             return 0
-        try:
-            with safe_open(self.path, "pt") as file:
-                header = file.metadata() or {}
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
-        except SafetensorError as error:
-            raise BrokenFile(f"the checkpoint {self.path} cannot be read ({error}): remove it to train from the start") from error
+        header, found = read_tensors(self.path, "pt", "remove it to train from the start")
         if header.get("identity") != self.identity:
             raise InputError(f"{self.path} is the checkpoint of another method, budget, data or model: remove it, or write to another folder")
         model, optimizer = self.state()

@@ -10,7 +10,7 @@ from compress.errors import RecipeError
 from compress.finetune.budget import Budget
 from compress.finetune.methods import Document, Method, load_method
 from compress.finetune.tasks import Task
-from compress.recipe import parse_document
+from compress.recipe import one_word, parse_document
 from compress.registry import suggest
 
 
@@ -60,8 +60,7 @@ class Finetuning(Document):
     @classmethod
     def plain(cls, value: dict[str, Run]) -> dict[str, Run]:
         for name in value:
-            if not name or any(c in name for c in "/\\ \n"):
-                raise ValueError(f"{name!r}: a run's name is one word without spaces or slashes")
+            one_word(name, "a run's name")
         return value
 
     @model_validator(mode="after")
