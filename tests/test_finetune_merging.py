@@ -14,7 +14,8 @@ from compress.errors import InputError  # noqa: E402
 from compress.finetune.adapting import adapt  # noqa: E402
 from compress.finetune.batches import Samples  # noqa: E402
 from compress.finetune.config import Finetuning  # noqa: E402
-from compress.finetune.merging import compare_merges, merged  # noqa: E402
+from compress.finetune.losses import Objective  # noqa: E402
+from compress.finetune.merging import compare_merges, kl, merged  # noqa: E402
 from compress.finetune.methods import load_method  # noqa: E402
 from compress.finetune.quantized import QuantizedLinear  # noqa: E402
 from evaluators.finetuning import rows  # noqa: E402
@@ -75,6 +76,18 @@ def test_a_merged_model_has_the_shape_of_the_one_that_was_adapted(kind):
     assert {n: p.shape for n, p in plain.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     stored = {n for n, m in small.named_modules() if isinstance(m, QuantizedLinear)}
     assert stored and stored == {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)} - {MODELS[kind][2]}
+
+
+def test_padding_is_no_prediction():
+    """The divergence of a padded batch is that of its tokens, each predicted from those before it."""
+    random = np.random.default_rng(3)
+    labels = torch.tensor([[1, 2, 3, -100], [1, 2, -100, -100]])
+    a, b = (torch.from_numpy(random.standard_normal((2, 4, 5)).astype(np.float32)) for _ in range(2))
+    objective = Objective("causal_lm")
+    found = kl(objective.predictions(a, labels), objective.predictions(b, labels))
+    p, q = (torch.log_softmax(x, -1) for x in (a, b))
+    each = [(p[i, j].exp() * (p[i, j] - q[i, j])).sum() for i, j in ((0, 0), (0, 1), (1, 0))]
+    assert found == pytest.approx(float(sum(each) / 3), rel=1e-5) and objective.counted(labels.numpy()) == 3
 
 
 def test_what_changes_no_weight_cannot_be_merged():

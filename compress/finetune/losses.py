@@ -44,6 +44,10 @@ class Objective:
             return functional.cross_entropy(logits.float(), labels, reduction="sum")
         return functional.mse_loss(logits.float().reshape(labels.shape), labels.float(), reduction="sum")
 
+    def predictions(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Logits [predictions, classes] of those that count."""
+        return logits if self.task == "classification" else logits[:, :-1][labels[:, 1:] != IGNORED]
+
     def scores(self, logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
         """Of each sample: 1 where the class is right; the mean loss of its tokens; its squared error."""
         if self.task == "classification":

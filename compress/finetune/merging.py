@@ -107,13 +107,13 @@ def judged(variant: nn.Module, reference: nn.Module, test: Samples, objective: O
         found = outputs(variant(**given))
         scores.append(objective.scores(found, target))
         if objective.task != "regression":
-            divergences.append(kl(outputs(reference(**given)), found))
-            counts.append(len(labels))
+            divergences.append(kl(objective.predictions(outputs(reference(**given)), target), objective.predictions(found, target)))
+            counts.append(objective.counted(labels))
     each = np.concatenate(scores)
     return {"score": float(each.mean()), "scores": each.tolist(), "kl": float(np.average(divergences, weights=counts)) if counts else None}
 
 
 def kl(reference: torch.Tensor, other: torch.Tensor) -> float:
-    """Mean over predictions of KL(reference || other), nats."""
-    p, q = (functional.log_softmax(x.float().flatten(0, -2), -1) for x in (reference, other))
+    """Mean over predictions of KL(reference || other), nats, of logits [predictions, classes]."""
+    p, q = (functional.log_softmax(x.float(), -1) for x in (reference, other))
     return functional.kl_div(q, p, log_target=True, reduction="batchmean").item()
