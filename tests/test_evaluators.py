@@ -203,7 +203,7 @@ def test_a_damaged_file_and_a_missing_one_are_named(tmp_path):
 
 
 def test_two_compares_do_not_share_a_folder(tmp_path):
-    with Claim(tmp_path), pytest.raises(InputError, match="another compare"):
+    with Claim(tmp_path), pytest.raises(InputError, match="another command"):
         Claim(tmp_path)
     with Claim(tmp_path):
         pass
