@@ -57,13 +57,13 @@ def samples(folder: Path) -> Any:
     return Samples(arrays, arrays.pop("labels"))
 
 
-def budget(recompute: bool) -> Any:
+def budget(recompute: bool, compiled: bool = False) -> Any:
     from compress.finetune import Budget
 
-    return Budget(steps=ROUNDS * STEPS, batch=1, learning_rate=RATE, warmup=0, schedule="constant", clip=None, recompute=recompute)
+    return Budget(steps=ROUNDS * STEPS, batch=1, learning_rate=RATE, warmup=0, schedule="constant", clip=None, recompute=recompute, compile=compiled)
 
 
-def ours(folder: Path, recompute: bool) -> Step:
+def ours(folder: Path, recompute: bool, compiled: bool = False) -> Step:
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
@@ -74,7 +74,7 @@ def ours(folder: Path, recompute: bool) -> Step:
 
     adapted = adapt(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), load_method("qlora", rank=RANK))
     save_file({name: parameter for name, parameter in adapted.trainable().items() if name.endswith(".A")}, folder / "starts.safetensors")
-    trainer = Trainer(adapted, samples(folder), budget(recompute), Objective("causal_lm"))
+    trainer = Trainer(adapted, samples(folder), budget(recompute, compiled), Objective("causal_lm"))
 
     def step(number: int) -> float:
         trainer.step(number)
@@ -115,11 +115,11 @@ def usual(folder: Path, recompute: bool) -> Step:
     return step
 
 
-def serve(pipe: Connection, make: Callable[[Path, bool], Step], folder: Path, recompute: bool) -> None:
+def serve(pipe: Connection, make: Callable[..., Step], folder: Path, *how: bool) -> None:
     import torch
 
     torch.set_num_threads(THREADS)
-    step = make(folder, recompute)
+    step = make(folder, *how)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     pipe.send("ready")
     for number in iter(pipe.recv, None):
@@ -160,8 +160,14 @@ def run():
     with tempfile.TemporaryDirectory(prefix="compresskit-bench-") as name:
         folder = Path(name)
         prepare(folder)
-        makes = {"here": (ours, False), "here, recomputing": (ours, True), "PEFT": (usual, False), "PEFT, recomputing": (usual, True)}
-        arms = {what: Arm(make, folder, recompute) for what, (make, recompute) in makes.items()}
+        makes = {
+            "here": (ours, False),
+            "here, compiled": (ours, False, True),
+            "here, recomputing": (ours, True),
+            "PEFT": (usual, False),
+            "PEFT, recomputing": (usual, True),
+        }
+        arms = {what: Arm(make, folder, *how) for what, (make, *how) in makes.items()}
         for arm in arms.values():
             arm.turn(0)
             arm.took.clear()  # the first turn compiles and fills caches
@@ -173,13 +179,18 @@ def run():
 
 def compared(arms: dict[str, Arm]):
     peaks = {what: arm.peak() for what, arm in arms.items()}
-    for mine, other in (("here", "PEFT, recomputing"), ("here", "PEFT"), ("here, recomputing", "PEFT, recomputing")):
+    for mine, other in (
+        ("here, compiled", "PEFT, recomputing"),
+        ("here", "PEFT, recomputing"),
+        ("here", "PEFT"),
+        ("here, recomputing", "PEFT, recomputing"),
+    ):
         (wall, processor), (wall_of_other, processor_of_other) = np.array(arms[mine].took).T, np.array(arms[other].took).T
         ratio, speed = of_pairs(wall, wall_of_other), f"{TOKENS / np.median(wall):.0f} against {TOKENS / np.median(wall_of_other):.0f} tokens/s"
         memory = f"peak {peaks[mine]:.0f} against {peaks[other]:.0f} MiB"
         said = f"{ratio} ({speed}, {memory}; processor time {of_pairs(processor, processor_of_other)})"
         yield f"QLoRA step {mine} / {other}", said, "at most 0.667", ratio.value <= 1 / 1.5
-    for mine, other in (("here", "PEFT"), ("here, recomputing", "PEFT, recomputing")):
+    for mine, other in (("here, compiled", "PEFT"), ("here", "PEFT"), ("here, recomputing", "PEFT, recomputing")):
         apart = np.abs(np.array(arms[mine].losses) / np.array(arms[other].losses) - 1)
         said = f"{apart.max():.1e} of a loss from {arms[mine].losses[0]:.3f} to {arms[mine].losses[-1]:.3f}"
         yield f"QLoRA losses of {len(apart)} steps {mine} / {other}: largest difference", said, "at most 1e-3", apart.max() <= 1e-3

@@ -90,6 +90,7 @@ def test_training_stops_when_evaluations_no_longer_improve():
         ({}, {"precision": "bfloat16"}, {}, "budget.precision"),
         ({}, {"optimizer": "adamw8bit"}, {}, "budget.optimizer"),
         ({}, {"recompute": True}, {}, "budget.recompute"),
+        ({}, {"compile": True}, {}, "budget.compile"),
         ({}, {}, {"task": "causal_lm"}, "not for causal_lm"),
         ({}, {}, {"checkpoint": "x.safetensors"}, "checkpoint: Keras"),
         ({"dropout": 0.1}, {}, {}, "dropout: Keras' enable_lora has nothing like it"),

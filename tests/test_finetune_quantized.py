@@ -1,6 +1,7 @@
 """The frozen base in formats of the core, its products and their gradients, and texts packed for language models."""
 
 import copy
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from compress.finetune import Budget, QuantizedLinear, Samples, adapt, finetune,
 from compress.finetune.lora import LinearWithLoRA  # noqa: E402
 from compress.finetune.losses import Objective  # noqa: E402
 from compress.finetune.text import IGNORED  # noqa: E402
+from compress.finetune.training import Trainer  # noqa: E402
 
 FORMATS = {name: preset.format for name, preset in PRESETS.items()} | {
     "bfloat16": FloatFormat("bfloat16"),
@@ -139,6 +141,28 @@ def test_recomputed_activations_give_the_same_gradients():
         found.append([p.grad for p in model.parameters() if p.requires_grad])
         model.zero_grad()
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_compiled_blocks_learn_the_same_and_keep_no_weight(monkeypatch):
+    """Two equal calls are one for a compiler, which would keep each expanded weight. All but the C++ code, whose building takes a minute."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager_decomp_partition"))
+    kept, losses = [], []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    for compiled in (False, True):
+        data = Samples({"input_ids": np.arange(64).reshape(4, 16)}, np.arange(64).reshape(4, 16))
+        budget = Budget(steps=3, batch=1, compile=compiled)
+        trainer = Trainer(adapt(tiny(), load_method("qlora", rank=4)), data, budget, Objective("causal_lm"))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            trainer.run()
+        losses.append([entry["loss"] for entry in trainer.log])
+        shapes = {(m.out_features, m.in_features) for m in trainer.adapted.model.modules() if isinstance(m, QuantizedLinear)}
+        assert kept and not shapes & {shape[::turn] for shape in kept for turn in (1, -1)}
+        kept.clear()
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
 def test_codes_move_through_state_dicts_and_copies():

@@ -16,6 +16,7 @@ class Budget(BaseModel):
     precision      what is computed in: float32, or bfloat16 with float32 parameters that learn (autocast)
     optimizer      adamw, or adamw8bit (bitsandbytes; paged on a GPU): moments in 8 bits for tensors of 4,096 values or more
     recompute      activations of a block are computed again in the backward pass (gradient checkpointing); less memory, a third more work
+    compile        blocks that repeat (or the whole model) go through torch.compile: a minute or more at the start, faster steps; needs a C++ compiler
     bucket         samples of about the same length share a batch, and a batch is as long as its longest
     evaluate_every steps between evaluations; null: at the end only
     patience       evaluations without a better loss after which training stops; null: never
@@ -35,6 +36,7 @@ class Budget(BaseModel):
     precision: Literal["float32", "bfloat16"] = "float32"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     recompute: bool = False
+    compile: bool = False
     bucket: bool = True
     evaluate_every: int | None = Field(None, gt=0)
     patience: int | None = Field(None, gt=0)

@@ -48,6 +48,7 @@ def check(data: Samples, budget: Budget, task: str) -> None:
         "precision": (budget.precision != "float32", "a Keras model computes in its layers' own dtype policies"),
         "optimizer": (budget.optimizer != "adamw", "Keras has no optimizer with 8-bit moments"),
         "recompute": (budget.recompute, "Keras recomputes only what a model wraps in keras.remat itself"),
+        "compile": (budget.compile, "Keras compiles its steps itself, by tf.function"),
         "bucket": (budget.bucket and data.lengths is not None, "batches of a Keras model have one length: say bucket=False"),
     }
     for name, (asked, reason) in refused.items():

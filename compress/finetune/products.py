@@ -14,7 +14,7 @@ class Expands(Protocol):
 
     bias: torch.Tensor | None
 
-    def expanded(self, dtype: torch.dtype) -> torch.Tensor: ...
+    def expanded(self, dtype: torch.dtype, again: bool = False) -> torch.Tensor: ...
 
 
 def product(x: torch.Tensor, layer: "nn.Linear | Expands", lora: "LoRALayer | None" = None) -> torch.Tensor:
@@ -25,8 +25,8 @@ def product(x: torch.Tensor, layer: "nn.Linear | Expands", lora: "LoRALayer | No
     return Product.apply(x, layer, layer.bias, A, B, scale)
 
 
-def weight(layer: "nn.Linear | Expands", dtype: torch.dtype) -> torch.Tensor:
-    return layer.weight.to(dtype) if isinstance(layer, nn.Linear) else layer.expanded(dtype)
+def weight(layer: "nn.Linear | Expands", dtype: torch.dtype, again: bool = False) -> torch.Tensor:
+    return layer.weight.to(dtype) if isinstance(layer, nn.Linear) else layer.expanded(dtype, again)
 
 
 class Product(torch.autograd.Function):
@@ -44,7 +44,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         saved, rows = ctx.saved_tensors, gradient.reshape(-1, gradient.shape[-1])  # looked at once: recomputed activations allow no more
-        to_x = rows @ weight(ctx.layer, rows.dtype) if ctx.needs_input_grad[0] else None
+        to_x = rows @ weight(ctx.layer, rows.dtype, again=True) if ctx.needs_input_grad[0] else None
         to_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
         if not saved:
             return None if to_x is None else to_x.view(ctx.shape), None, to_bias, None, None, None

@@ -41,10 +41,10 @@ class QuantizedLinear(nn.Module):
         arrays = stored.tensors(encode(weight.cpu(), fmt).numpy())
         return cls({name: array.to(weight.device) for name, array in arrays.items()}, fmt, shape, bias)
 
-    def expanded(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight [out_features, in_features], rounded to dtype from float32."""
+    def expanded(self, dtype: torch.dtype, again: bool = False) -> torch.Tensor:
+        """The weight [out_features, in_features], rounded to dtype from float32; `again` on the way back."""
         arrays, shape = [getattr(self, name) for name in self.arrays], [self.out_features, self.in_features]
-        return torch.ops.compresskit.expand.default(arrays, ",".join(self.arrays), self.written, shape, dtype)
+        return torch.ops.compresskit.expand.default(arrays, ",".join(self.arrays), self.written, shape, dtype, again)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -52,22 +52,23 @@ def encoded(arrays: Mapping[str, torch.Tensor], fmt: Format, shape: tuple[int, .
     return from_arrays(found, fmt, shape)
 
 
-SCHEMA = "(Tensor[] arrays, str names, str fmt, SymInt[] shape, ScalarType dtype) -> Tensor"
+SCHEMA = "(Tensor[] arrays, str names, str fmt, SymInt[] shape, ScalarType dtype, bool again=False) -> Tensor"
 torch.library.define("compresskit::expand", SCHEMA)
 
 
 @torch.library.impl("compresskit::expand", "CompositeExplicitAutograd")
-def expand(arrays: list[torch.Tensor], names: str, fmt: str, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+def expand(arrays: list[torch.Tensor], names: str, fmt: str, shape: list[int], dtype: torch.dtype, again: bool = False) -> torch.Tensor:
     """The weight of this shape, float32 as `Encoded.decode` has it, rounded to dtype.
 
     names  of the arrays, by commas
     fmt    the format's JSON
+    again  in a backward pass: a compiler takes two equal calls for one, and would keep the weight from the first to the second
     """
     return expanded(dict(zip(names.split(","), arrays, strict=True)), parsed(fmt), tuple(shape), dtype)
 
 
 @torch.library.register_fake("compresskit::expand")
-def without_values(arrays: list[torch.Tensor], names: str, fmt: str, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+def without_values(arrays: list[torch.Tensor], names: str, fmt: str, shape: list[int], dtype: torch.dtype, again: bool = False) -> torch.Tensor:
     return arrays[0].new_empty(shape, dtype=dtype)
 
 

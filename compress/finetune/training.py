@@ -49,6 +49,8 @@ class Trainer:
         self.batches, self.total = Batches(self.data, self.budget), self.budget.total(len(self.data))
         self.identity = identity(self) if self.checkpoint else ""  # of the weights before they are shared out
         for_training(self.adapted.model, self.budget)
+        if self.budget.compile:
+            compile_blocks(self.adapted.model)
         self.sharded = shards_on_cpus(self.accelerator)
         if self.sharded:
             fully_shard(self.adapted.model)
@@ -164,14 +166,27 @@ def shards_on_cpus(accelerator: Accelerator) -> bool:
 
 
 def for_training(model: torch.nn.Module, budget: Budget) -> None:
-    """Turns off what generating needs, and on what the budget asks for. InputError for recompute where the model has no gradient checkpointing."""
+    """Turns off what generating needs, and on gradient checkpointing where the budget asks for it. InputError where the model has none."""
     if getattr(getattr(model, "config", None), "use_cache", False):
         model.config.use_cache = False  # keys and values kept for later would also make attention see all packed documents
-    if not budget.recompute:
-        return
-    if not hasattr(model, "gradient_checkpointing_enable"):
+    if budget.recompute and not hasattr(model, "gradient_checkpointing_enable"):
         raise InputError(f"recompute: {type(model).__name__} has no gradient checkpointing; leave it out of the budget")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if budget.recompute:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def compile_blocks(model: torch.nn.Module) -> None:
+    """Compiles modules of one class in a list where they stand: the first one's code serves them all. InputError without a C++ compiler."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise InputError("compile: no C++ compiler: install g++ (Debian: apt-get install g++) or name one in the variable CXX") from error
+    lists = [found for found in model.modules() if isinstance(found, torch.nn.ModuleList) and len({type(block) for block in found}) == 1]
+    for module in [block for blocks in lists for block in blocks] or [model]:
+        module.compile()
 
 
 def optimizer(adapted: Adapted, budget: Budget, device: torch.device) -> torch.optim.Optimizer:
