@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 from test_finetune import Net, samples  # noqa: E402
-from transformers import BertConfig, BertForSequenceClassification  # noqa: E402
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from compress.errors import InputError  # noqa: E402
 from compress.finetune.adapting import adapt  # noqa: E402
@@ -18,9 +18,13 @@ from compress.finetune.losses import Objective  # noqa: E402
 from compress.finetune.merging import compare_merges, kl, merged  # noqa: E402
 from compress.finetune.methods import load_method  # noqa: E402
 from compress.finetune.quantized import QuantizedLinear  # noqa: E402
+from compress.pipeline import compress  # noqa: E402
+from compress.recipe import Recipe  # noqa: E402
 from evaluators.finetuning import rows  # noqa: E402
 from evaluators.report import finetuning as pages  # noqa: E402
+from evaluators.runtimes import RUNTIMES  # noqa: E402
 from evaluators.worker import Outcome  # noqa: E402
+from exporters import EXPORTERS, export  # noqa: E402
 
 
 def bert():
@@ -76,6 +80,27 @@ def test_a_merged_model_has_the_shape_of_the_one_that_was_adapted(kind):
     assert {n: p.shape for n, p in plain.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     stored = {n for n, m in small.named_modules() if isinstance(m, QuantizedLinear)}
     assert stored and stored == {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)} - {MODELS[kind][2]}
+
+
+FITTING = {"gguf": "float16", "safetensors": "nf4"}  # these write checkpoints, whose formats are their own
+
+
+@pytest.mark.parametrize("exporter", [name for name in EXPORTERS if name != "litert-converter"])  # that one takes Keras models
+def test_a_merged_model_goes_to_every_exporter(exporter, tmp_path):
+    sizes = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    adapted = adapt(LlamaForCausalLM(LlamaConfig(**sizes)), load_method("qlora", rank=4))
+    with torch.no_grad():
+        for parameter in adapted.trainable().values():
+            parameter.add_(0.05)
+    recipe = Recipe.load(FITTING.get(exporter, "int8-weight-only")).model_copy(update={"allow_float": True})
+    small = compress(merged(adapted), recipe, inputs={"input_ids": np.arange(16)[None]})
+    kind = EXPORTERS.load(exporter)
+    artifact = export(small, tmp_path / f"model{kind.SUFFIX}", exporter)  # compares the file with the plan, code by code
+    session = RUNTIMES.load(kind.RUNTIME).load(artifact, 1) if kind.RUNTIME else None
+    if session:
+        found, expected = session.run({"input_ids": np.arange(16)[None]})[0], small.simulate().run({"input_ids": np.arange(16)[None]})[0]
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 def test_padding_is_no_prediction():
