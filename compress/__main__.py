@@ -113,6 +113,9 @@ def compress(
     training: Annotated[str | None, typer.Option("--training", "-t", help="`file.py:function` that returns (inputs, labels), for recipes that train.")] = None,
     learning_rate: Annotated[float, typer.Option(help="The peak learning rate that suits the model, where the recipe says none.", min=0)] = 1e-3,
     checkpoints: Annotated[Path | None, typer.Option(help="A folder where trainings are kept: the same command goes on from there.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="A text file with a class on each line, for the artifact.", exists=True, dir_okay=False)] = None,
+    mean: Annotated[list[float] | None, typer.Option(help="Of the normalisation (pixel - mean) / std, for the artifact; once, or for each channel.")] = None,
+    std: Annotated[list[float] | None, typer.Option(help="As --mean.")] = None,
 ) -> None:
     """Compress one model into one artifact.
 
@@ -121,16 +124,18 @@ def compress(
     With training: `compresskit compress model.keras --recipe pqat -c data.py:calibration -t data.py:train --checkpoints trained -o model.tflite`
     """
     import exporters
+    from compress.card import Card
     from compress.pipeline import compress as run
     from compress.references import load_training
 
+    card = Card.of(labels.read_text(encoding="utf-8") if labels else "", mean or (), std or ())
     with console.status("opening the model") as status:
         network, data = open_network(model, calibration)
         status.update(f"fitting {recipe}")
         taught = load_training(training, learning_rate) if training else None
         small = run(network, recipe, calibration=data, training=taught, checkpoints=checkpoints, progress=training_status(status))
         status.update(f"writing and checking {output.name}")
-        artifact = exporters.export(small, output, to)
+        artifact = exporters.export(small, output, to, card)
     show_artifact(artifact)
 
 
@@ -188,6 +193,14 @@ def plan(
         console.print(f"Predicted file: {predicted:,} bytes with what {to} adds for each weight, without the model's own graph.")
     for note in network.notes:
         console.print(f"Note: {escape(note)}")
+    if to and hasattr(exporters.EXPORTERS.load(to), "delegates"):
+        with console.status("converting to float32, to see what delegates take"):
+            print_delegates(exporters.EXPORTERS.load(to).delegates(network))
+
+
+def print_delegates(found: dict[str, str]) -> None:
+    for name, said in found.items():
+        console.print(f"{name}: {escape(said)}")
 
 
 def plan_words(decision) -> str:
@@ -237,6 +250,7 @@ def show_artifact(artifact) -> None:
     if hidden:
         console.print(f"and {hidden} float tensors under 1 KiB")
     console.print("Operators: " + ", ".join(f"{count} {name}" for name, count in sorted(contents.operators.items(), key=lambda o: -o[1])))
+    print_delegates(contents.delegates)
     for noun, specs in (("Inputs", contents.inputs), ("Outputs", contents.outputs)):
         console.print(f"{noun}: " + escape(", ".join(f"{s.name} {list(s.shape)} {s.dtype}" for s in specs)))
     made = f"recipe {artifact.recipe} ({artifact.recipe_id}), exporter {artifact.exporter}" if artifact.recipe else "not made by compresskit"
@@ -248,6 +262,8 @@ def show_artifact(artifact) -> None:
         console.print(f"Compressed weights in memory, bytes: {', '.join(sizes)}")
     for name, claims in contents.metadata.get("kept", {}).items():
         console.print(f"Kept: {escape(name)}: {escape('; '.join(claims))}")
+    for name, value in contents.metadata.get("card", {}).items():
+        console.print(f"Card: {name} {escape(', '.join(map(str, value)) if isinstance(value, list) else value)}")
     for note in artifact.notes:
         console.print(f"Note: {escape(note)}")
 

@@ -116,6 +116,7 @@ class Contents:
     operators: dict[str, int]  # operator name to count
     metadata: dict  # what compresskit wrote into the file (see exporters.metadata), {} for other files
     activation_ranges: int = 0  # tensors with static activation quantization
+    delegates: dict[str, str] = field(default_factory=dict)  # by name: what each would take of the operators, and what not, by its rules
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.backends import open_model
+from compress.card import Card
 from compress.errors import InputError
 from compress.network import Network
 from compress.numerics import Encoded, encode
@@ -25,6 +26,7 @@ class Compressed:
     encoded      the weights that get a format
     calibration  the data that exporters observe to fit activation ranges; None where the recipe needs none
     kept         what every step promised, as it was checked after each later step and on the encoded weights
+    card         what a file is to say beside its numbers; `exporters.export` sets it
     """
 
     network: Network
@@ -33,6 +35,7 @@ class Compressed:
     encoded: Mapping[str, Encoded]
     calibration: Data | None
     kept: tuple[Kept, ...] = ()
+    card: Card | None = None
 
     def simulate(self) -> Network:
         """The network computing in float with the decoded weights: what the numbers cost in accuracy, without any runtime."""

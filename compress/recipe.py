@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -22,12 +23,14 @@ class Recipe(BaseModel):
     """What happens to a model. The first step whose selector matches a tensor takes it.
 
     allow_float  a selected tensor that cannot be compressed stays in float and is named; otherwise that is an error
+    interface    type of the float inputs and outputs of the file; int8 and uint8 are the codes of the activations there
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     about: str = ""
     allow_float: bool = False
+    interface: Literal["float32", "float16", "int8", "uint8"] = "float32"
     steps: tuple[Step, ...] = ()
 
     @field_validator("name")
@@ -38,7 +41,7 @@ class Recipe(BaseModel):
     @property
     def id(self) -> str:
         """12 hex digits of the SHA-256 of what the recipe does; its name and description do not count."""
-        content = self.model_dump(mode="json", exclude={"name", "about"})
+        content = self.model_dump(mode="json", exclude={"name", "about", *(("interface",) if self.interface == "float32" else ())})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

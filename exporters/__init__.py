@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from compress.artifact import Artifact, Contents, Ledger, StoredTensor, counted, file_hash
-from compress.errors import BrokenFile, ExportError, Refused
+from compress.card import Card
+from compress.errors import BrokenFile, ExportError, InputError, Refused
 from compress.formats import CodebookFormat, Format, IntFormat
 from compress.numerics.codebooks import levels
 from compress.pipeline import Compressed
@@ -91,6 +92,7 @@ def metadata(small: Compressed, exporter: str, stored: dict[str, dict[str, Any]]
             "inputs": [[spec.name, list(spec.shape), spec.dtype] for spec in small.network.inputs],
             "tensors": stored,
             **({"kept": proven(small)} if small.kept else {}),
+            **({"card": small.card.model_dump(exclude_defaults=True)} if small.card else {}),
         },
         separators=(",", ":"),
     )
@@ -143,18 +145,21 @@ def some(names: list[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def export(small: Compressed, path: str | os.PathLike, exporter: str | None = None) -> Artifact:
-    """The artifact at `path`, written, reopened and compared with the plan.
+def export(small: Compressed, path: str | os.PathLike, exporter: str | None = None, card: Card | None = None) -> Artifact:
+    """The artifact at `path`, written, reopened and compared with the plan. A card goes into the file.
 
     The exporter follows from the suffix (.tflite, .onnx, .pt2, ...) unless named. The file appears whole or not at all.
     Raises Refused (the runtime cannot do it), ExportError (the file differs from the plan, every tensor named), OSError.
     """
-    path = Path(path)
+    path, small = Path(path), replace(small, card=card)
     name = EXPORTERS.name(exporter or reader_of(path))
     module = EXPORTERS.load(name)
     if path.suffix != module.SUFFIX:
         raise Refused(f"{name} writes {module.SUFFIX} files, not {path.suffix or 'files without suffix'}: {path.name}")
     placements(small.plan, name, small.network.framework, small.recipe.allow_float)
+    known = getattr(module, "INTERFACES", ("float32",))
+    if small.recipe.interface not in known:
+        raise Refused(f"{name} writes files with {' or '.join(known)} inputs and outputs, not {small.recipe.interface}: leave `interface` out of the recipe")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
         fresh = Path(folder) / path.name
@@ -162,12 +167,19 @@ def export(small: Compressed, path: str | os.PathLike, exporter: str | None = No
         contents = module.read(fresh)
         if not module.OWN_NUMBERS:
             verify(small, contents)
+        check_labels(card, contents)
         artifact = describe(fresh, name, contents, (*small.network.notes, *notes, *left_in_float(small, contents)))
         for companion in sorted(fresh.parent.iterdir()):
             if companion != fresh:
                 os.replace(companion, path.parent / companion.name)
         os.replace(fresh, path)
     return replace(artifact, path=path)
+
+
+def check_labels(card: Card | None, contents: Contents) -> None:
+    """InputError where a card has not a label for each class."""
+    if card and card.labels and contents.outputs and contents.outputs[0].shape[-1:] != (len(card.labels),):
+        raise InputError(f"labels: {len(card.labels)} for a first output {list(contents.outputs[0].shape)}; its last axis needs one for each class")
 
 
 def reader_of(path: Path) -> str:

@@ -15,7 +15,7 @@ from compress.network import InputSpec
 from compress.numerics.storing import FORMAT, from_arrays
 from compress.pipeline import Compressed
 from compress.plan import Placement
-from exporters import METADATA_KEY, litert_once, litert_sparse, metadata, tflite_file, tflite_sparse
+from exporters import METADATA_KEY, litert_delegates, litert_once, litert_sparse, metadata, tflite_file, tflite_sparse
 from exporters.litert_matching import Layout
 from exporters.to_litert import EXPANDED
 
@@ -25,7 +25,8 @@ def read(path: Path) -> Contents:
     model = tflite_file.parse(path.read_bytes(), path.name)
     try:
         about = told_by(model, path.name)
-        return Contents("tflite", inputs(model, about), outputs(model, about), tuple(tensors(model, about)), tflite_file.operators(model), about, ranges(model))
+        ends, found = (inputs(model, about), outputs(model, about)), tuple(tensors(model, about))
+        return Contents("tflite", *ends, found, tflite_file.operators(model), about, ranges(model), litert_delegates.coverage(model))
     except BrokenFile:
         raise
     except (*tflite_file.DAMAGE, KeyError) as error:

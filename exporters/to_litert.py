@@ -10,6 +10,7 @@ import numpy as np
 from compress.artifact import Contents
 from compress.errors import ExportError, Refused
 from compress.formats import CodebookFormat, DynamicActivations, FloatFormat, Format, IntFormat, PerAxis, PerBlock, PerGroup, PerTensor, StaticActivations
+from compress.network import Network
 from compress.numerics.sparse import best_axis, rows_bytes, worth
 from compress.pipeline import Compressed
 from compress.plan import Decision
@@ -19,6 +20,7 @@ from exporters import METADATA_KEY, Placed, placements, refuse_exotic
 SUFFIX = ".tflite"
 RUNTIME = "litert"
 OWN_NUMBERS = False
+INTERFACES = ("float32", "float16", "int8", "uint8")
 
 EXPANDED = "DEQUANTIZE expands it to float32 when the model loads"
 UNPACKED = "operators of the graph decode it to float32 at the first run, too late for XNNPACK to prepare it as it does constant weights"
@@ -156,6 +158,14 @@ def place_channels(fmt: IntFormat, decision: Decision, framework: str) -> Placed
     return Placed("native")
 
 
+def delegates(network: Network) -> dict[str, str]:
+    """What each delegate would take of a model's operators, from its float32 file alone: known before anything is compressed."""
+    from exporters import litert_delegates
+    from exporters.litert_float import float_file
+
+    return litert_delegates.coverage(float_file(network).as_converted())
+
+
 def read(path: Path) -> Contents:
     """What any .tflite holds, codes in canonical layout where compresskit wrote it. BrokenFile for one that is damaged."""
     from exporters import litert_reading
@@ -165,7 +175,7 @@ def read(path: Path) -> Contents:
 
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
     """Converts to float, lets litert-quantizer place the operators around the core's numbers, and embeds what `read` needs."""
-    from exporters import litert_once, litert_placing, litert_sparse, tflite_file
+    from exporters import litert_card, litert_interface, litert_once, litert_placing, litert_sparse, tflite_file
     from exporters.litert_calibration import calibrate, with_decoded
     from exporters.litert_float import float_file
     from exporters.litert_reading import told
@@ -197,7 +207,11 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
         written = litert_once.pack(written, packed)
     names = {layout.file_name: name for name, found in converted.layouts.items() for layout in found}
     written, whole = litert_sparse.pack(written, names)
+    if small.recipe.interface != "float32":
+        written = litert_interface.given(written, small.recipe.interface)
     written, notes = tflite_file.compacted(written), (*notes, *whole)
+    if small.card:
+        written = litert_card.attached(written, small.card)
     check_loads(written)
     path.write_bytes(written)
     unclear = [name for name in wanted if any(layout.file_name in converted.unclear for layout in converted.layouts[name])]
