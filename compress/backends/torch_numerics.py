@@ -11,7 +11,7 @@ from compress.formats import CodebookFormat, FloatFormat, Format, IntFormat
 from compress.numerics import Encoded, reach
 from compress.numerics import encode as encode_array
 from compress.numerics.codebooks import MANTISSA_BITS, Levels, levels
-from compress.numerics.encoded import checked
+from compress.numerics.encoded import beyond, checked
 from compress.numerics.ledger import TensorLedger
 from compress.numerics.scales import E4M3_LARGEST, E4M3_SMALLEST, REPLACED, SMALLEST_SCALE, TINY
 from compress.numerics.scaling import GRID, LARGEST, SMALLEST, ScaleCodes, check_levels, grid_codes
@@ -98,10 +98,18 @@ def integers(values: torch.Tensor, fmt: IntFormat) -> TorchEncoded:
     zero = None if fmt.symmetric else join_scales(zeros, of_scales)
     if zero is not None:
         zero = zero.to(torch.int32) if fmt.zero_point == "integer" else rounded(zero, fmt.scale_dtype)
+        within(zero, fmt.scale_dtype)
     kept = join_scales(scales, of_scales)
     if fmt.codes_from == "exact":
-        kept = stored(kept, fmt.scale_dtype)
+        kept = rounded(kept, fmt.scale_dtype)
+    within(kept, fmt.scale_dtype)
     return TorchEncoded(fmt, join(codes, shape), kept, zero)
+
+
+def within(scales: torch.Tensor, dtype: str) -> None:
+    """InputError for scales, or offsets, that their storage holds as infinity."""
+    if not torch.isfinite(scales).all():
+        raise beyond(dtype)
 
 
 def fit(rows: torch.Tensor, fmt: IntFormat) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -178,7 +186,9 @@ def codebook(values: torch.Tensor, fmt: CodebookFormat) -> TorchEncoded:
     if fmt.double:
         scales = [torch.where(rows.any(1), s, 0.0) for rows, s in zip(pieces, scales, strict=True)]  # zeros had 1, so that nothing was divided by 0
     joined, double = join_scales(scales, reach.scale_shape(shape, fmt.granularity)), None
+    within(joined, fmt.scale_dtype)
     if fmt.double:
+        within(joined.mean(), "float32")
         double = double_quantized(joined.ravel(), fmt)
         joined = decoded_scales(double, fmt).reshape(joined.shape)
     return TorchEncoded(fmt, join(codes, shape), joined, scale_codes=double, global_scale=whole)

@@ -37,9 +37,10 @@ def power_of_two_above(values: np.ndarray) -> np.ndarray:
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 values as the storage dtype holds them."""
+    """float32 values as the storage dtype holds them, infinite where they are too large for it."""
     if dtype == "float16":
-        return values.astype(np.float16).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return np.asarray(values, np.float16).astype(np.float32)
     if dtype == "bfloat16":
         return from_bfloat16_bits(to_bfloat16_bits(values))
     if dtype == "float8_e4m3":
