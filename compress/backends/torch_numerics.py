@@ -13,7 +13,7 @@ from compress.numerics import encode as encode_array
 from compress.numerics.codebooks import MANTISSA_BITS, Levels, levels
 from compress.numerics.encoded import beyond, checked
 from compress.numerics.ledger import TensorLedger
-from compress.numerics.scales import E4M3_LARGEST, E4M3_SMALLEST, REPLACED, SMALLEST_SCALE, TINY
+from compress.numerics.scales import E4M3_EPS, E4M3_LARGEST, E4M3_NORMAL, E4M3_SMALLEST, HQQ_RANGE, HQQ_SCALE, LEAST_MAGNITUDE, REPLACED, SMALLEST_SCALE, TINY
 from compress.numerics.scaling import GRID, LARGEST, SMALLEST, ScaleCodes, check_levels, grid_codes
 
 ARRAYS = ("codes", "scales", "zero_points", "codebook")
@@ -116,12 +116,17 @@ def fit(rows: torch.Tensor, fmt: IntFormat) -> tuple[torch.Tensor, torch.Tensor 
     low, high = fmt.code_range
     bottom, top = rows.amin(1), rows.amax(1)
     if fmt.symmetric:
+        if fmt.small_scale in LEAST_MAGNITUDE:
+            amax, least = torch.maximum(-bottom, top), float(LEAST_MAGNITUDE[fmt.small_scale])
+            top = torch.where((amax > 0) & (amax < least), least, top)
         return stored(symmetric_scale(rows, bottom, top, fmt), fmt.working_dtype, fmt.small_scale), None
     if fmt.zero_point == "integer":
         bottom, top = bottom.clamp(max=0), top.clamp(min=0)
         scale = stored((top - bottom) / (high - low), fmt.working_dtype, fmt.small_scale)
         return scale, round_to(low - bottom / scale, fmt.rounding).clamp(low, high)
     exact = (top - bottom) / (high - low)
+    if fmt.small_scale == "hqq":
+        exact = torch.where(top - bottom <= float(HQQ_RANGE), 1.0, exact.clamp(min=float(HQQ_SCALE)))
     scale = stored(exact, fmt.working_dtype, fmt.small_scale)
     exact = exact if fmt.small_scale in (*REPLACED, "keep") else raised(exact, fmt.small_scale)
     return scale, rounded(low - bottom / scale if fmt.zero_point == "float" else bottom - low * exact, fmt.working_dtype)
@@ -180,11 +185,13 @@ def codebook(values: torch.Tensor, fmt: CodebookFormat) -> TorchEncoded:
     if fmt.scaling == "nvfp4":
         largest = values.abs().max()
         whole = largest / float(np.float32(E4M3_LARGEST * float(table.largest)))
-        whole = torch.where(whole < float(TINY) if fmt.small_scale == "one" else whole == 0, torch.ones_like(whole), whole)
+        whole = torch.where(whole < float(TINY) if fmt.small_scale != "normal" else whole == 0, torch.ones_like(whole), whole)
     scales = [codebook_scale(rows, fmt, table, whole) for rows in pieces]
     codes = [nearest(in_levels(rows, s, whole, fmt), table) for rows, s in zip(pieces, scales, strict=True)]
     if fmt.double:
         scales = [torch.where(rows.any(1), s, 0.0) for rows, s in zip(pieces, scales, strict=True)]  # zeros had 1, so that nothing was divided by 0
+        if fmt.double.kind == "linear":
+            codes = [torch.where(s[:, None] == 0, torch.zeros_like(found), found) for found, s in zip(codes, scales, strict=True)]
     joined, double = join_scales(scales, reach.scale_shape(shape, fmt.granularity)), None
     within(joined, fmt.scale_dtype)
     if fmt.double:
@@ -205,7 +212,9 @@ def codebook_scale(rows: torch.Tensor, fmt: CodebookFormat, table: Levels, whole
         return stored(amax / float(table.largest), fmt.scale_dtype, fmt.small_scale)
     if fmt.scaling == "nvfp4":
         local = to_e4m3(amax / float(table.largest) / whole)
-        return torch.where(local == 0, E4M3_SMALLEST, local)
+        if fmt.small_scale == "normal":
+            return local.clamp(min=float(E4M3_NORMAL))
+        return torch.where(local == 0, E4M3_EPS if fmt.small_scale == "eps" else E4M3_SMALLEST, local)
     return mx_scale(amax.clamp(min=float(TINY)), fmt, table)
 
 
@@ -283,7 +292,7 @@ def rounded(values: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def raised(scale: torch.Tensor, small: str) -> torch.Tensor:
-    if small == "keep":
+    if small in ("keep", "hqq"):
         return torch.where(scale == 0, 1.0, scale)
     smallest = float(SMALLEST_SCALE[small])
     return torch.where(scale < 0, scale.clamp(max=-smallest), scale.clamp(min=smallest))
@@ -294,6 +303,9 @@ def stored(scale: torch.Tensor, dtype: str, small: str = "one") -> torch.Tensor:
         return rounded(raised(scale, small), dtype)
     smallest = {"float16": float(np.finfo(np.float16).smallest_normal), "float8_e4m3": E4M3_SMALLEST}.get(dtype, float(TINY))
     kept = rounded(scale, dtype)
+    if small == "litert" and dtype == "bfloat16":
+        kept = rounded(kept, "float16")
+        return torch.where(kept == 0, REPLACED[small], kept)
     return torch.where(scale.abs() < float(TINY), max(REPLACED[small], smallest), torch.where(kept.abs() < smallest, smallest, kept))
 
 

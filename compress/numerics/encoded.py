@@ -237,6 +237,9 @@ def stored_levels(shape: tuple[int, ...], fmt: CodebookFormat, found: list[tuple
     codes, scales = zip(*found, strict=True)
     if fmt.double:
         scales = [without_zeros(rows, scale, levels(fmt.codebook)) for rows, scale in found]
+        if fmt.double.kind == "linear":
+            for rows, scale in zip(codes, scales, strict=True):
+                rows[scale == 0] = 0  # torchao divides by 0 here, and finds the first level nearest to NaN
     of_scales = reach.scale_shape(shape, fmt.granularity)
     joined, scale_codes = reach.join_scales(scales, of_scales), None
     within(joined, fmt.scale_dtype)

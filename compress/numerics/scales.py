@@ -8,8 +8,10 @@ from compress.numerics.rounding import round_to
 
 TINY = np.finfo(np.float32).tiny
 SMALLEST_SCALE = {"normal": TINY, "eps": np.finfo(np.float32).eps}
-REPLACED = {"one": 1.0, "typical": 2.0**-12}  # what becomes of scales below the normal range
-E4M3_LARGEST, E4M3_SMALLEST = 448.0, 2.0**-9
+REPLACED = {"one": 1.0, "typical": 2.0**-12, "litert": 2.0**-12, "converter": 2.0**-12}  # what becomes of scales below the normal range
+LEAST_MAGNITUDE = {"litert": np.float32(1e-9), "converter": np.float32(5e-7)}  # that a range has, unless it is of zeros
+HQQ_RANGE, HQQ_SCALE = np.float32(1e-4), np.float32(5e-5)
+E4M3_LARGEST, E4M3_SMALLEST, E4M3_NORMAL, E4M3_EPS = 448.0, 2.0**-9, np.float32(2.0**-6), 2.0**-3
 
 
 def to_bfloat16_bits(values: np.ndarray) -> np.ndarray:
@@ -54,13 +56,16 @@ def stored(scale: np.ndarray, dtype: str, small: SmallScale = "one") -> np.ndarr
         return rounded(raised(scale, small), dtype)
     smallest = {"float16": np.finfo(np.float16).smallest_normal, "float8_e4m3": E4M3_SMALLEST}.get(dtype, TINY)
     kept = rounded(scale, dtype)
+    if small == "litert" and dtype == "bfloat16":
+        kept = rounded(kept, "float16")
+        return np.where(kept == 0, np.float32(REPLACED[small]), kept)
     kept = np.where(np.abs(kept) < smallest, np.float32(smallest), kept)
     return np.where(np.abs(scale) < TINY, np.float32(max(REPLACED[small], smallest)), kept).astype(np.float32)
 
 
 def raised(scale: np.ndarray, small: SmallScale) -> np.ndarray:
     """float32 scales by one of the rules that do not replace small ones."""
-    if small == "keep":
+    if small in ("keep", "hqq"):
         return np.where(scale == 0, np.float32(1), scale)
     return np.where(scale < 0, np.minimum(scale, -SMALLEST_SCALE[small]), np.maximum(scale, SMALLEST_SCALE[small]))
 
@@ -80,6 +85,9 @@ def fit(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None
 def fit_ends(rows: np.ndarray, bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None]:
     """`fit` for the ranges [bottom, top], float32 [n]; the rows only tell which of two equal extremes comes first."""
     if fmt.symmetric:
+        if fmt.small_scale in LEAST_MAGNITUDE:
+            amax, least = np.maximum(-bottom, top), LEAST_MAGNITUDE[fmt.small_scale]
+            top = np.where((amax > 0) & (amax < least), least, top)
         return stored(rounded(symmetric_scale(rows, bottom, top, fmt), fmt.arithmetic), fmt.working_dtype, fmt.small_scale), None
     return asymmetric(bottom, top, fmt)
 
@@ -129,6 +137,8 @@ def asymmetric(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.
         scale, zero = with_integer_zero(bottom, top, fmt)
         return scale, zero.astype(np.int32)
     exact = rounded(rounded(top - bottom, fmt.arithmetic) / np.float32(high - low), fmt.arithmetic)
+    if fmt.small_scale == "hqq":
+        exact = np.where(top - bottom <= HQQ_RANGE, np.float32(1), np.maximum(exact, HQQ_SCALE))
     scale = stored(exact, fmt.working_dtype, fmt.small_scale)
     if fmt.zero_point == "float":
         return scale, rounded(np.float32(low) - rounded(bottom / scale, fmt.arithmetic), fmt.working_dtype)
