@@ -39,7 +39,7 @@ ZeroPoint = Literal["integer", "float", "offset"]
 
 integer  value = (code - zero) * scale, zero a code: the range is widened to hold 0, which stays exact
 float    value = (code - zero) * scale, zero a float                       HQQ
-offset   value = code * scale + offset                                     GGUF Q4_1, tinygemm
+offset   value = code * scale + offset; codes count from the lowest code's value, in the scale's dtype    GGUF Q4_1, tinygemm
 """
 
 Rounding = Literal["half_even", "half_away", "half_up"]

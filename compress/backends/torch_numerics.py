@@ -153,12 +153,13 @@ def first(rows: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 def quantize(rows: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, fmt: IntFormat) -> torch.Tensor:
     low, high = fmt.code_range
-    if zero is not None and fmt.zero_point == "offset":
-        scaled = divided(rows - zero[:, None], scale, fmt.division)
-    else:
-        scaled = divided(rows, scale, fmt.division)
-        scaled = scaled if zero is None else scaled + zero[:, None]
     dtype = getattr(torch, f"{'' if fmt.signed else 'u'}int{16 if fmt.bits == 16 else 8}")
+    if zero is not None and fmt.zero_point == "offset":
+        lowest = rounded(zero + rounded(low * scale, fmt.working_dtype), fmt.working_dtype)
+        steps = divided(rows - lowest[:, None], scale, fmt.division)
+        return (round_to(steps, fmt.rounding).clamp(0, high - low) + low).to(dtype)
+    scaled = divided(rows, scale, fmt.division)
+    scaled = scaled if zero is None else scaled + zero[:, None]
     return round_to(scaled, fmt.rounding).clamp(low, high).to(dtype)
 
 

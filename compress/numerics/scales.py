@@ -171,12 +171,17 @@ def quantize(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: 
     """Codes [n, m]: round(x / scale + zero), saturated to the format's range. int8 or int16, unsigned where the format is."""
     low, high = fmt.code_range
     if fmt.zero_point == "offset" and zero is not None:
-        scaled = divided(rounded(rows - zero[:, None], fmt.arithmetic), scale, fmt.division, fmt.arithmetic)
-    else:
-        scaled = divided(rows, scale, fmt.division, fmt.arithmetic)
-        if zero is not None:
-            scaled = rounded(scaled + zero[:, None].astype(np.float32), fmt.arithmetic)
+        steps = divided(rounded(rows - lowest(scale, zero, fmt)[:, None], fmt.arithmetic), scale, fmt.division, fmt.arithmetic)
+        return (np.clip(round_to(steps, fmt.rounding), 0, high - low) + low).astype(code_dtype(fmt))
+    scaled = divided(rows, scale, fmt.division, fmt.arithmetic)
+    if zero is not None:
+        scaled = rounded(scaled + zero[:, None].astype(np.float32), fmt.arithmetic)
     return np.clip(round_to(scaled, fmt.rounding), low, high).astype(code_dtype(fmt))
+
+
+def lowest(scale: np.ndarray, offset: np.ndarray, fmt: IntFormat) -> np.ndarray:
+    """float32 [n]: what the lowest code decodes to, computed in the dtype of the scales."""
+    return rounded(offset + rounded(np.float32(fmt.code_range[0]) * scale, fmt.working_dtype), fmt.working_dtype)
 
 
 def code_dtype(fmt: IntFormat) -> np.dtype:

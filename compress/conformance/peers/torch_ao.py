@@ -106,7 +106,7 @@ HALF = {"arithmetic": "float16"}
 HALF_SCALES = {"scale_dtype": "float16"}  # computed in float16, kept in float32: so is the rest
 NO_SCALE = "Where it stores a scale of 2^-127 it divides by 1"
 HALF_SCALE = "Where it stores a scale of 2^-127 it divides by 2^-126"
-BF16_END = "It computes a group's smallest value back from its bfloat16 zero point, in bfloat16, before it quantizes"
+WIDENED = "Of float16 it computes the scale, but divides in float32"
 NO_ZEROS = "It divides 0 by 0 where all values of a scale are zero"
 NO_ZERO_TENSOR = "It divides 0 by 0 in a tensor of zeros"
 CLAIMS = (
@@ -114,7 +114,7 @@ CLAIMS = (
     Claim("torchao.intx4.group32", "IntxWeightOnlyConfig, SYMMETRIC", intx(torch.int4, MappingType.SYMMETRIC), half=HALF),
     Claim("torchao.intx4.noclip", "IntxWeightOnlyConfig, SYMMETRIC_NO_CLIPPING_ERR", intx(torch.int4, MappingType.SYMMETRIC_NO_CLIPPING_ERR), half=HALF),
     Claim("torchao.intx4.asymmetric", "IntxWeightOnlyConfig, ASYMMETRIC", intx(torch.int4, MappingType.ASYMMETRIC), ROUNDED_FIRST, half=HALF),
-    Claim("torchao.int4.group32", "choose_qparams_affine_tinygemm", tinygemm, BF16_END, half=HALF),
+    Claim("torchao.int4.group32", "choose_qparams_affine_tinygemm", tinygemm, WIDENED, half=HALF),
     Claim("torchao.nf4", "to_nf4", nf4),
     Claim("fp8.e4m3", "Float8Tensor.from_hp, PerTensor", float8(torch.float8_e4m3fn), NO_ZEROS, half=HALF_SCALES),
     Claim("fp8.e5m2", "Float8Tensor.from_hp, PerTensor", float8(torch.float8_e5m2), NO_ZEROS, half=HALF_SCALES),
