@@ -174,7 +174,7 @@ class IntFormat:
         narrow = self.small_scale in ("keep", "normal") and self.working_dtype not in ("float32", "bfloat16")
         yield narrow, f"small_scale: {self.small_scale} has no meaning below the range of {self.scale_dtype} scales"
         ranged = self.small_scale in ("litert", "converter")
-        yield ranged and (not self.symmetric or self.negative_scales), f"small_scale: {self.small_scale} needs a symmetric rule of positive scales"
+        yield ranged and self.rule not in ("narrow", "qmax", "half"), f"small_scale: {self.small_scale} needs rule narrow, qmax or half, not {self.rule}"
         yield ranged and self.fit == "mse", f"small_scale: {self.small_scale} is of ranges, and fit mse finds none"
         yield self.small_scale == "hqq" and self.zero_point != "float", "small_scale: hqq is of float zero points"
         yield self.fit == "mse" and self.zero_point != "integer", f"fit: mse knows integer zero points, not {self.zero_point} ones"

@@ -116,9 +116,6 @@ def fit(rows: torch.Tensor, fmt: IntFormat) -> tuple[torch.Tensor, torch.Tensor 
     low, high = fmt.code_range
     bottom, top = rows.amin(1), rows.amax(1)
     if fmt.symmetric:
-        if fmt.small_scale in LEAST_MAGNITUDE:
-            amax, least = torch.maximum(-bottom, top), float(LEAST_MAGNITUDE[fmt.small_scale])
-            top = torch.where((amax > 0) & (amax < least), least, top)
         return stored(symmetric_scale(rows, bottom, top, fmt), fmt.working_dtype, fmt.small_scale), None
     if fmt.zero_point == "integer":
         bottom, top = bottom.clamp(max=0), top.clamp(min=0)
@@ -137,6 +134,9 @@ def symmetric_scale(rows: torch.Tensor, bottom: torch.Tensor, top: torch.Tensor,
     if fmt.rule == "noclip":
         return torch.maximum(-bottom / -low, top / high)
     amax = torch.maximum(-bottom, top) if fmt.signed else top.clamp(min=0)
+    if fmt.small_scale in LEAST_MAGNITUDE:
+        least = float(LEAST_MAGNITUDE[fmt.small_scale])
+        amax = torch.where((amax > 0) & (amax < least), least, amax)
     if fmt.rule == "half":
         return amax / (high + 0.5)
     if fmt.negative_scales:
@@ -155,7 +155,7 @@ def quantize(rows: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None,
     low, high = fmt.code_range
     dtype = getattr(torch, f"{'' if fmt.signed else 'u'}int{16 if fmt.bits == 16 else 8}")
     if zero is not None and fmt.zero_point == "offset":
-        lowest = rounded(zero + rounded(low * scale, fmt.working_dtype), fmt.working_dtype)
+        lowest = rounded(zero + low * scale, fmt.working_dtype)  # the product is exact: low is 0 or a power of two
         steps = divided(rows - lowest[:, None], scale, fmt.division)
         return (round_to(steps, fmt.rounding).clamp(0, high - low) + low).to(dtype)
     scaled = divided(rows, scale, fmt.division)

@@ -85,9 +85,6 @@ def fit(rows: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None
 def fit_ends(rows: np.ndarray, bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.ndarray, np.ndarray | None]:
     """`fit` for the ranges [bottom, top], float32 [n]; the rows only tell which of two equal extremes comes first."""
     if fmt.symmetric:
-        if fmt.small_scale in LEAST_MAGNITUDE:
-            amax, least = np.maximum(-bottom, top), LEAST_MAGNITUDE[fmt.small_scale]
-            top = np.where((amax > 0) & (amax < least), least, top)
         return stored(rounded(symmetric_scale(rows, bottom, top, fmt), fmt.arithmetic), fmt.working_dtype, fmt.small_scale), None
     return asymmetric(bottom, top, fmt)
 
@@ -106,6 +103,9 @@ def symmetric_scale(rows: np.ndarray, bottom: np.ndarray, top: np.ndarray, fmt: 
     if fmt.rule == "noclip":
         return np.maximum(-bottom / np.float32(-low), top / np.float32(high))
     amax = np.maximum(-bottom, top) if fmt.signed else np.maximum(top, 0)
+    if fmt.small_scale in LEAST_MAGNITUDE:
+        least = LEAST_MAGNITUDE[fmt.small_scale]
+        amax[(amax > 0) & (amax < least)] = least
     if fmt.rule == "half":
         return amax / np.float32(high + 0.5)
     if fmt.negative_scales:
@@ -180,8 +180,8 @@ def quantize(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: 
 
 
 def lowest(scale: np.ndarray, offset: np.ndarray, fmt: IntFormat) -> np.ndarray:
-    """float32 [n]: what the lowest code decodes to, computed in the dtype of the scales."""
-    return rounded(offset + rounded(np.float32(fmt.code_range[0]) * scale, fmt.working_dtype), fmt.working_dtype)
+    """float32 [n]: what the lowest code, 0 or a power of two, decodes to in the dtype of the scales."""
+    return rounded(offset + np.float32(fmt.code_range[0]) * scale, fmt.working_dtype) if fmt.signed else offset
 
 
 def code_dtype(fmt: IntFormat) -> np.dtype:

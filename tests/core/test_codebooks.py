@@ -255,7 +255,7 @@ def test_damaged_files_are_refused(tmp_path, damage):
         (lambda: IntFormat(4, zero_point="float"), "needs rule asymmetric"),
         (lambda: IntFormat(4, rule="signed", scale_dtype="float8_e8m0"), "no sign"),
         (lambda: IntFormat(4, rule="asymmetric", fit="octav"), "two ends"),
-        (lambda: IntFormat(4, rule="asymmetric", small_scale="litert"), "symmetric rule"),
+        (lambda: IntFormat(4, rule="asymmetric", small_scale="litert"), "narrow, qmax or half"),
         (lambda: IntFormat(4, small_scale="hqq"), "float zero points"),
         (lambda: IntFormat(4, fit="mse", small_scale="converter"), "fit mse"),
         (lambda: CodebookFormat("nf4", PerBlock(64), small_scale="litert"), "scaling amax"),
