@@ -65,6 +65,7 @@ hqq        5e-5 at least, and 1 where the range is at most 1e-4                 
 Arithmetic = Literal["float32", "float16", "bfloat16"]
 """What encoding computes in: scale, its reciprocal, quotient and shift are each rounded to it. A library that gets half-precision weights computes so.
 
+Quotients by scales of another half-precision dtype, or E4M3 ones, are float32: PyTorch promotes them.
 Decoding is in float32 all the same: products of codes and half-precision scales are exact there.
 """
 

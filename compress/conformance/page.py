@@ -33,7 +33,7 @@ Some columns need a word:
 - **fp16 input**: given float16, most PyTorch and ONNX functions compute the scale, divide and decode in float16, so that the same library makes another
   tensor of a half-precision model than of a float32 one. This project computes in float32 unless a format says `arithmetic: float16`; these cells compare
   with what the notes name, as `arithmetic` (all of it) or `scale_dtype` (the scale alone). Decoded values: a product is rounded before an offset is added.
-  Everything that is exported decodes in float32.
+  Everything that is exported decodes in float32. Weights whose float16 scales are below 2^-14 are not compared: libraries lose digits there, each its own way.
 - **small channels**, **small tensor**, **subnormal scale**: channels of 1e-3 down to 1e-30, a tensor of 3e-8, and values up to 4e-38, whose integer scales
   are below 2^-126, the smallest normal float32. Most libraries have a smallest scale, each its own. A format's `small_scale` says which: presets named after
   a library do as it does; formats without a name have codes of 0 and a scale of 1 (`one`, the default of codebooks) or 2^-12 (`typical`, that of integers)

@@ -12,7 +12,7 @@ from compress.formats import CodebookFormat, FloatFormat, Format, IntFormat, Lea
 from compress.numerics import reach
 from compress.numerics.codebooks import levels
 from compress.numerics.fast import fast
-from compress.numerics.scales import code_dtype, dequantize, divided, fit, from_bfloat16_bits, quantize, rounded, to_bfloat16_bits
+from compress.numerics.scales import code_dtype, dequantize, divided, dividing, fit, from_bfloat16_bits, quantize, rounded, to_bfloat16_bits
 from compress.numerics.scaling import ScaleCodes, amax_scale, check_levels, divisor, double_quantized, mx_scale, nvfp4_scales, under_global, without_zeros
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
 
 def in_levels(rows: np.ndarray, scale: np.ndarray, whole: np.float32 | None, fmt: CodebookFormat) -> np.ndarray:
     """Values in the codebook's own units."""
-    return divided(rows, divisor(scale, fmt), fmt.division, fmt.arithmetic) if whole is None else under_global(rows, scale, whole, fmt)
+    return divided(rows, divisor(scale, fmt), fmt.division, dividing(fmt)) if whole is None else under_global(rows, scale, whole, fmt)
 
 
 def stored_levels(shape: tuple[int, ...], fmt: CodebookFormat, found: list[tuple], global_scale: np.float32 | None = None) -> Encoded:

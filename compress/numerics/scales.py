@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from compress.formats import Arithmetic, Division, IntFormat, SmallScale
+from compress.formats import Arithmetic, CodebookFormat, Division, IntFormat, SmallScale
 from compress.numerics.ranges import best_scale, best_zero_points, ends, magnitudes, tails
 from compress.numerics.rounding import round_to
 
@@ -157,6 +157,11 @@ def with_integer_zero(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tu
     return scale, np.clip(round_to(place, fmt.rounding), low, high)
 
 
+def dividing(fmt: IntFormat | CodebookFormat) -> Arithmetic:
+    """The dtype of values over stored scales."""
+    return fmt.arithmetic if fmt.scale_dtype in ("float32", fmt.arithmetic) else "float32"
+
+
 def divided(values: np.ndarray, scale: np.ndarray, division: Division, arithmetic: Arithmetic = "float32") -> np.ndarray:
     """float32 [n, m] over [n]; the reciprocal of a subnormal scale may be infinite, and 0 times it is 0."""
     if division == "true":
@@ -171,11 +176,11 @@ def quantize(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: 
     """Codes [n, m]: round(x / scale + zero), saturated to the format's range. int8 or int16, unsigned where the format is."""
     low, high = fmt.code_range
     if fmt.zero_point == "offset" and zero is not None:
-        steps = divided(rounded(rows - lowest(scale, zero, fmt)[:, None], fmt.arithmetic), scale, fmt.division, fmt.arithmetic)
+        steps = divided(rounded(rows - lowest(scale, zero, fmt)[:, None], dividing(fmt)), scale, fmt.division, dividing(fmt))
         return (np.clip(round_to(steps, fmt.rounding), 0, high - low) + low).astype(code_dtype(fmt))
-    scaled = divided(rows, scale, fmt.division, fmt.arithmetic)
+    scaled = divided(rows, scale, fmt.division, dividing(fmt))
     if zero is not None:
-        scaled = rounded(scaled + zero[:, None].astype(np.float32), fmt.arithmetic)
+        scaled = rounded(scaled + zero[:, None].astype(np.float32), dividing(fmt))
     return np.clip(round_to(scaled, fmt.rounding), low, high).astype(code_dtype(fmt))
 
 

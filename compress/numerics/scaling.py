@@ -104,7 +104,7 @@ def mx_scale(rows: np.ndarray, fmt: CodebookFormat, table: Levels) -> np.ndarray
 def under_global(values: np.ndarray, scale: np.ndarray, whole: np.float32, fmt: CodebookFormat) -> np.ndarray:
     """float32 [n, m] over scales [n] and the tensor's own; the reciprocal of a subnormal one is infinite."""
     if fmt.division == "true":
-        return divided(values, scale * whole, "true", fmt.arithmetic)
+        return divided(values, scale * whole, "true")
     with np.errstate(over="ignore", invalid="ignore"):
         return np.nan_to_num(values * (np.float32(1) / whole / scale)[:, None], nan=0.0, posinf=np.inf, neginf=-np.inf)
 

@@ -106,7 +106,7 @@ HALF = {"arithmetic": "float16"}
 HALF_SCALES = {"scale_dtype": "float16"}  # computed in float16, kept in float32: so is the rest
 NO_SCALE = "Where it stores a scale of 2^-127 it divides by 1"
 HALF_SCALE = "Where it stores a scale of 2^-127 it divides by 2^-126"
-WIDENED = "Of float16 it computes the scale, but divides in float32"
+NAN_BLOCKS = "It divides 0 by 0 in blocks of zeros, whose NaN gets code 0, as here: they decode to less than 0. Of float16 it computes all in float16"
 NO_ZEROS = "It divides 0 by 0 where all values of a scale are zero"
 NO_ZERO_TENSOR = "It divides 0 by 0 in a tensor of zeros"
 CLAIMS = (
@@ -114,8 +114,8 @@ CLAIMS = (
     Claim("torchao.intx4.group32", "IntxWeightOnlyConfig, SYMMETRIC", intx(torch.int4, MappingType.SYMMETRIC), half=HALF),
     Claim("torchao.intx4.noclip", "IntxWeightOnlyConfig, SYMMETRIC_NO_CLIPPING_ERR", intx(torch.int4, MappingType.SYMMETRIC_NO_CLIPPING_ERR), half=HALF),
     Claim("torchao.intx4.asymmetric", "IntxWeightOnlyConfig, ASYMMETRIC", intx(torch.int4, MappingType.ASYMMETRIC), ROUNDED_FIRST, half=HALF),
-    Claim("torchao.int4.group32", "choose_qparams_affine_tinygemm", tinygemm, WIDENED, half=HALF),
-    Claim("torchao.nf4", "to_nf4", nf4),
+    Claim("torchao.int4.group32", "choose_qparams_affine_tinygemm", tinygemm, half=HALF),
+    Claim("torchao.nf4", "to_nf4", nf4, NAN_BLOCKS),
     Claim("fp8.e4m3", "Float8Tensor.from_hp, PerTensor", float8(torch.float8_e4m3fn), NO_ZEROS, half=HALF_SCALES),
     Claim("fp8.e5m2", "Float8Tensor.from_hp, PerTensor", float8(torch.float8_e5m2), NO_ZEROS, half=HALF_SCALES),
     Claim("mx.fp4", "to_mx FLOOR", mx(FP4, "FLOOR"), HALF_SCALE, changes=RAISED),
