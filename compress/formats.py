@@ -39,7 +39,7 @@ ZeroPoint = Literal["integer", "float", "offset"]
 
 integer  value = (code - zero) * scale, zero a code: the range is widened to hold 0, which stays exact
 float    value = (code - zero) * scale, zero a float                       HQQ
-offset   value = code * scale + offset                                     GGUF Q4_1, tinygemm
+offset   value = code * scale + offset; codes count from the lowest code's value, in the scale's dtype    GGUF Q4_1, tinygemm
 """
 
 Rounding = Literal["half_even", "half_away", "half_up"]
@@ -47,19 +47,25 @@ Division = Literal["true", "reciprocal"]  # x / scale, or x * (1 / scale) in flo
 CodesFrom = Literal["stored", "exact"]  # codes follow from the scale as stored, or from the float32 one before that (GGUF)
 ScaleDtype = Literal["float32", "float16", "bfloat16", "float8_e4m3", "float8_e8m0"]  # e8m0: powers of two, rounded up in integer formats
 
-SmallScale = Literal["one", "typical", "keep", "normal", "eps"]
-"""What becomes of a scale below 2^-126, the smallest normal float32, and of the scale of zeros.
+SmallScale = Literal["one", "typical", "keep", "normal", "eps", "litert", "converter", "hqq"]
+"""What becomes of a scale below 2^-126, the smallest normal float32, and of the scale of zeros; or of larger ones, in the libraries named here.
 
-one      1, with codes of 0: decoding multiplies by no subnormal number, which kernels that flush those to zero take as 0
-typical  2^-12, likewise: integer kernels round a bias to steps of input scale * weight scale, coarse ones with 1, and XNNPACK refuses large ratios
-keep     it stays; 1 for zeros. Where 1 / scale overflows, `reciprocal` codes saturate, as the library's own do
-normal   2^-126, for zeros too; codebooks of scaling mx_* keep a scale of 2^-127 and divide by 2^-126, of mx_rceil by 1: torchao
-eps      any scale below 2^-23 is raised to that                                                       torchao int8, PyTorch's observers
+one        1, with codes of 0: decoding multiplies by no subnormal number, which kernels that flush those to zero take as 0
+typical    2^-12, likewise: integer kernels round a bias to steps of input scale * weight scale, coarse ones with 1, and XNNPACK refuses large ratios
+keep       it stays; 1 for zeros. Where 1 / scale overflows, `reciprocal` codes saturate, as the library's own do
+normal     2^-126, for zeros too; codebooks of scaling mx_* keep a scale of 2^-127 and divide by 2^-126, of mx_rceil by 1;
+           E4M3 scales of nvfp4 are 2^-6 at least                                                        torchao
+eps        any scale below 2^-23 is raised to that                                                       torchao int8, PyTorch's observers
+           E4M3 scales of nvfp4 that round to 0 become 2^-3                                              compressed-tensors
+litert     as typical, but a largest magnitude below 1e-9 counts as 1e-9, and bfloat16 scales are what float16, which stores them, has of them
+converter  as typical, but a largest magnitude below 5e-7 counts as 5e-7                                 TFLiteConverter
+hqq        5e-5 at least, and 1 where the range is at most 1e-4                                          HQQ
 """
 
 Arithmetic = Literal["float32", "float16", "bfloat16"]
 """What encoding computes in: scale, its reciprocal, quotient and shift are each rounded to it. A library that gets half-precision weights computes so.
 
+Quotients by scales of another half-precision dtype, or E4M3 ones, are float32: PyTorch promotes them.
 Decoding is in float32 all the same: products of codes and half-precision scales are exact there.
 """
 
@@ -168,6 +174,10 @@ class IntFormat:
         )
         narrow = self.small_scale in ("keep", "normal") and self.working_dtype not in ("float32", "bfloat16")
         yield narrow, f"small_scale: {self.small_scale} has no meaning below the range of {self.scale_dtype} scales"
+        ranged = self.small_scale in ("litert", "converter")
+        yield ranged and self.rule not in ("narrow", "qmax", "half"), f"small_scale: {self.small_scale} needs rule narrow, qmax or half, not {self.rule}"
+        yield ranged and self.fit == "mse", f"small_scale: {self.small_scale} is of ranges, and fit mse finds none"
+        yield self.small_scale == "hqq" and self.zero_point != "float", "small_scale: hqq is of float zero points"
         yield self.fit == "mse" and self.zero_point != "integer", f"fit: mse knows integer zero points, not {self.zero_point} ones"
         yield not self.symmetric and self.fit in ("octav", "entropy"), f"fit: {self.fit} finds one threshold for both signs, and rule asymmetric has two ends"
 
@@ -232,7 +242,7 @@ class DoubleQuantized:
 
     dynamic       bitsandbytes' signed dynamic map of 256 levels by the nearest level, one float32 scale for each `block` scales: its PyTorch and CUDA code
     dynamic_grid  the same map as its native CPU kernel has it: the level nearest to the nearest of 65536 even steps from -1 to 1; code 0 for `block`s of zeros
-    linear        torchao's int8: round(256 r / (2 max |r|)) with one factor for each `block` scales
+    linear        torchao's int8: round(256 r / (2 max |r|)) with one factor for each `block` scales; of zeros, code 0 of the codebook, which is not 0
     """
 
     __pydantic_config__ = STRICT
@@ -297,7 +307,7 @@ class CodebookFormat:
         yield self.learned and self.scaling != "none", f"scaling: a learned codebook is in the values' own units: none, not {self.scaling}"
         yield self.scaling.startswith("mx") != e8m0, f"scale_dtype: scaling {self.scaling} and {self.scale_dtype} scales do not go together"
         yield (self.scaling == "nvfp4") != (self.scale_dtype == "float8_e4m3"), f"scale_dtype: {self.scale_dtype} does not go with scaling {self.scaling}"
-        known = {"amax": ("keep", "normal", "eps"), "nvfp4": ("keep",), "none": ()}.get(self.scaling, ("normal",))
+        known = {"amax": ("keep", "normal", "eps"), "nvfp4": ("normal", "eps"), "none": ()}.get(self.scaling, ("normal",))
         small = self.small_scale != "one" and (self.small_scale not in known or self.double is not None)
         yield small, f"small_scale: {self.small_scale} does not go with scaling {self.scaling}{' of double-quantized scales' if self.double else ''}"
         yield self.arithmetic != "float32" and self.scaling not in ("amax", "nvfp4"), "arithmetic: only scaling amax and nvfp4 compute in half precision"

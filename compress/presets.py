@@ -51,9 +51,11 @@ PRESETS: dict[str, Preset] = {
     "torchao.int4.group32": Preset(
         IntFormat(4, PerGroup(32), "asymmetric", scale_dtype="bfloat16", zero_point="offset", small_scale="normal"), "torchao int4, ATen's tinygemm layout"
     ),
-    "tflite.int8.weight": Preset(IntFormat(8, PerAxis(), "narrow"), "LiteRT: litert-quantizer, the converter"),
-    "tflite.int4.channel": Preset(IntFormat(4, PerAxis(), "qmax"), "LiteRT: litert-quantizer"),
-    "tflite.int4.block32": Preset(IntFormat(4, PerGroup(32), "qmax", scale_dtype="bfloat16"), "LiteRT: litert-quantizer's blockwise weights"),
+    "tflite.int8.weight": Preset(IntFormat(8, PerAxis(), "narrow", small_scale="litert"), "LiteRT: litert-quantizer, the converter"),
+    "tflite.int4.channel": Preset(IntFormat(4, PerAxis(), "qmax", small_scale="litert"), "LiteRT: litert-quantizer"),
+    "tflite.int4.block32": Preset(
+        IntFormat(4, PerGroup(32), "qmax", scale_dtype="bfloat16", small_scale="litert"), "LiteRT: litert-quantizer's blockwise weights"
+    ),
     "ort.matmulnbits.int4": Preset(IntFormat(4, groups(32), "signed", **NBITS), "ONNX Runtime's MatMulNBits quantizer, symmetric"),
     "ort.matmulnbits.uint4": Preset(IntFormat(4, groups(32), "asymmetric", signed=False, **NBITS), "ONNX Runtime's MatMulNBits quantizer, asymmetric"),
     "ort.matmulnbits.int8": Preset(IntFormat(8, groups(32), "signed", **NBITS), "ONNX Runtime's MatMulNBits quantizer, 8 bits, symmetric"),
@@ -73,7 +75,9 @@ PRESETS: dict[str, Preset] = {
     "gguf.q8_0": Preset(IntFormat(8, PerGroup(32), "qmax", "half_away", "float16", **GGUF), "llama.cpp Q8_0"),
     "gguf.q4_0": Preset(IntFormat(4, PerGroup(32), "signed_first", "half_up", "float16", **GGUF), "llama.cpp Q4_0"),
     "gguf.q4_1": Preset(IntFormat(4, PerGroup(32), "asymmetric", "half_up", "float16", signed=False, zero_point="offset", **GGUF), "llama.cpp Q4_1"),
-    "hqq.int4.group64": Preset(IntFormat(4, PerBlock(64), "asymmetric", signed=False, zero_point="float", division="reciprocal"), "HQQ without its optimizer"),
+    "hqq.int4.group64": Preset(
+        IntFormat(4, PerBlock(64), "asymmetric", signed=False, zero_point="float", division="reciprocal", small_scale="hqq"), "HQQ without its optimizer"
+    ),
     "ct.w4a16.group128": Preset(IntFormat(4, PerGroup(128), "half", small_scale="keep"), "compressed-tensors, vLLM W4A16"),
     "ct.w4a16.asym": Preset(IntFormat(4, PerGroup(128), "asymmetric", small_scale="keep"), "compressed-tensors, vLLM W4A16_ASYM"),
     "ct.fp8.channel": Preset(CodebookFormat("e4m3", PerAxis(), small_scale="keep"), "compressed-tensors, vLLM FP8_DYNAMIC"),
@@ -92,7 +96,7 @@ PRESETS: dict[str, Preset] = {
     "mx.fp6.e2m3": Preset(CodebookFormat("e2m3", groups(32), "mx_floor", **MX), "OCP MXFP6"),
     "mx.fp6.e3m2": Preset(CodebookFormat("e3m2", groups(32), "mx_floor", **MX), "OCP MXFP6"),
     "mx.fp8": Preset(CodebookFormat("e4m3", groups(32), "mx_floor", **MX), "OCP MXFP8"),
-    "nvfp4": Preset(CodebookFormat("e2m1", groups(16), "nvfp4", scale_dtype="float8_e4m3"), "NVIDIA Blackwell, compressed-tensors"),
+    "nvfp4": Preset(CodebookFormat("e2m1", groups(16), "nvfp4", scale_dtype="float8_e4m3", small_scale="eps"), "NVIDIA Blackwell, compressed-tensors"),
     "kmeans.16": Preset(CodebookFormat(Learned(16), PerTensor(), "none"), "optimal clusters for a whole tensor"),
     "kmeans.16.channel": Preset(CodebookFormat(Learned(16, entry_dtype="float16"), PerAxis(), "none"), "optimal clusters per output channel"),
     "kmeans.256": Preset(CodebookFormat(Learned(256), PerTensor(), "none"), "8-bit palettes"),

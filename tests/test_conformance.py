@@ -120,13 +120,41 @@ def test_codes_of_zeros_count_as_the_same_and_other_codes_do_not():
     assert answer_of("ct.w4a16.group128", shifted).kind == "DIFFERS"
 
 
-@pytest.mark.parametrize("small, scale", [("one", 1.0), ("typical", 2.0**-12), ("keep", 1e-39), ("normal", 2.0**-126), ("eps", 2.0**-23)])
-def test_small_scales(small, scale):
-    values = np.array([[127e-39, -254e-40, 0, 0], [0, 0, 0, 0]], np.float32)
+SMALLER = (127e-10, 127e-12, 127e-39, 0)  # largest magnitudes of four channels of int8
+
+
+@pytest.mark.parametrize(
+    ("small", "scales"),
+    [
+        ("one", (1e-10, 1e-12, 1, 1)),
+        ("typical", (1e-10, 1e-12, 2.0**-12, 2.0**-12)),
+        ("keep", (1e-10, 1e-12, 1e-39, 1)),
+        ("normal", (1e-10, 1e-12, 2.0**-126, 2.0**-126)),
+        ("eps", (2.0**-23,) * 4),
+        ("litert", (1e-10, 1e-9 / 127, 1e-9 / 127, 2.0**-12)),
+        ("converter", (5e-7 / 127, 5e-7 / 127, 5e-7 / 127, 2.0**-12)),
+    ],
+)
+def test_small_scales(small, scales):
+    values = np.array(SMALLER, np.float32)[:, None] * np.float32([1, -0.02, 0, 0])
     found = encode(values, IntFormat(8, PerAxis(), small_scale=small))
-    np.testing.assert_allclose(found.scales[0], scale, rtol=2e-5)
-    assert found.scales[1] == (1 if small == "keep" else np.float32(scale))
-    assert found.codes[0].tolist() == np.rint(values[0] / found.scales[0]).tolist()
+    np.testing.assert_allclose(found.scales, scales, rtol=2e-5)
+    np.testing.assert_array_equal(found.codes, np.rint(values / found.scales[:, None]))
+
+
+def test_hqqs_small_ranges():
+    values = np.float32([[0, 9e-4], [0, 5e-4], [3e-5, 9e-5]])
+    fmt = replace(preset("hqq.int4.group64").format, granularity=PerAxis())
+    found = encode(values, fmt)
+    np.testing.assert_allclose(found.scales, [6e-5, 5e-5, 1], rtol=1e-6)
+    np.testing.assert_allclose(found.decode(), [[0, 9e-4], [0, 5e-4], [3e-5, 3e-5]], rtol=1e-5)
+
+
+def test_scales_that_litert_stores_are_numbers_of_both_halves():
+    """bfloat16's mantissa in a float16, which has fewer digits below 2^-14 and none below 2^-25."""
+    fmt = preset("tflite.int4.block32").format
+    scales = encode(np.logspace(-9, 4, 512, dtype=np.float32)[:, None] * np.ones(32, np.float32), fmt).scales
+    assert np.array_equal(scales, scales.astype(np.float16)) and not (scales.view(np.uint32) & 0xFFFF).any() and (scales > 0).all()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -25,6 +25,7 @@ def values(shape=(24, 256)) -> np.ndarray:
     found[:, :64] = np.round(found[:, :64] * 4) / 4
     found[0] = 0
     found[1] = -np.abs(found[1])
+    found[2:7] *= np.logspace(-3, -36, 5, dtype=np.float32)[:, None]
     return found
 
 

@@ -9,7 +9,7 @@ from compress.errors import InputError
 from compress.formats import Format, IntFormat
 from compress.numerics import encode, reach
 from compress.numerics.given_scales import unlearnable
-from compress.numerics.scales import REPLACED, TINY
+from compress.numerics.scales import LEAST_MAGNITUDE, REPLACED, TINY
 
 ABOVE = {"narrow": 0.0, "qmax": 0.0, "half": 0.5}
 """Rules by which the largest magnitude meets the largest code plus this much."""
@@ -40,6 +40,9 @@ def symmetric(values: tf.Tensor, fmt: IntFormat) -> tf.Tensor:
     # TensorFlow multiplies by the reciprocal of a divisor that it knows: this one it does not
     divisor = tf.compat.v1.placeholder_with_default(np.float32(fmt.code_range[1] + ABOVE[fmt.rule]), ())
     largest = tf.reduce_max(tf.abs(tf.reshape(values, [prod(reach.scale_shape(values.shape, fmt.granularity)), -1])), 1)
+    if fmt.small_scale in LEAST_MAGNITUDE:
+        least = LEAST_MAGNITUDE[fmt.small_scale]
+        largest = tf.where((largest > 0) & (largest < least), least, largest)
     return at_scales(values, stored(largest / divisor, fmt), fmt)
 
 
@@ -53,4 +56,8 @@ def at_scales(values: tf.Tensor, scales: tf.Tensor, fmt: IntFormat) -> tf.Tensor
 def stored(scale: tf.Tensor, fmt: IntFormat) -> tf.Tensor:
     """Positive float32 scales as the format stores them: one below 2^-126 becomes a typical one, another at least the storage's smallest normal number."""
     smallest = float(np.finfo(np.float16).smallest_normal) if fmt.scale_dtype == "float16" else TINY
-    return tf.where(scale < TINY, REPLACED[fmt.small_scale], tf.maximum(tf.cast(tf.cast(scale, fmt.scale_dtype), tf.float32), smallest))
+    kept = tf.cast(tf.cast(scale, fmt.scale_dtype), tf.float32)
+    if fmt.small_scale == "litert" and fmt.scale_dtype == "bfloat16":
+        kept = tf.cast(tf.cast(kept, tf.float16), tf.float32)
+        return tf.where(kept == 0, REPLACED[fmt.small_scale], kept)
+    return tf.where(scale < TINY, REPLACED[fmt.small_scale], tf.maximum(kept, smallest))

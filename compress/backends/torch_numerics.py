@@ -11,9 +11,9 @@ from compress.formats import CodebookFormat, FloatFormat, Format, IntFormat
 from compress.numerics import Encoded, reach
 from compress.numerics import encode as encode_array
 from compress.numerics.codebooks import MANTISSA_BITS, Levels, levels
-from compress.numerics.encoded import checked
+from compress.numerics.encoded import beyond, checked
 from compress.numerics.ledger import TensorLedger
-from compress.numerics.scales import E4M3_LARGEST, E4M3_SMALLEST, REPLACED, SMALLEST_SCALE, TINY
+from compress.numerics.scales import E4M3_EPS, E4M3_LARGEST, E4M3_NORMAL, E4M3_SMALLEST, HQQ_RANGE, HQQ_SCALE, LEAST_MAGNITUDE, REPLACED, SMALLEST_SCALE, TINY
 from compress.numerics.scaling import GRID, LARGEST, SMALLEST, ScaleCodes, check_levels, grid_codes
 
 ARRAYS = ("codes", "scales", "zero_points", "codebook")
@@ -98,10 +98,18 @@ def integers(values: torch.Tensor, fmt: IntFormat) -> TorchEncoded:
     zero = None if fmt.symmetric else join_scales(zeros, of_scales)
     if zero is not None:
         zero = zero.to(torch.int32) if fmt.zero_point == "integer" else rounded(zero, fmt.scale_dtype)
+        within(zero, fmt.scale_dtype)
     kept = join_scales(scales, of_scales)
     if fmt.codes_from == "exact":
-        kept = stored(kept, fmt.scale_dtype)
+        kept = rounded(kept, fmt.scale_dtype)
+    within(kept, fmt.scale_dtype)
     return TorchEncoded(fmt, join(codes, shape), kept, zero)
+
+
+def within(scales: torch.Tensor, dtype: str) -> None:
+    """InputError for scales, or offsets, that their storage holds as infinity."""
+    if not torch.isfinite(scales).all():
+        raise beyond(dtype)
 
 
 def fit(rows: torch.Tensor, fmt: IntFormat) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -114,6 +122,8 @@ def fit(rows: torch.Tensor, fmt: IntFormat) -> tuple[torch.Tensor, torch.Tensor 
         scale = stored((top - bottom) / (high - low), fmt.working_dtype, fmt.small_scale)
         return scale, round_to(low - bottom / scale, fmt.rounding).clamp(low, high)
     exact = (top - bottom) / (high - low)
+    if fmt.small_scale == "hqq":
+        exact = torch.where(top - bottom <= float(HQQ_RANGE), 1.0, exact.clamp(min=float(HQQ_SCALE)))
     scale = stored(exact, fmt.working_dtype, fmt.small_scale)
     exact = exact if fmt.small_scale in (*REPLACED, "keep") else raised(exact, fmt.small_scale)
     return scale, rounded(low - bottom / scale if fmt.zero_point == "float" else bottom - low * exact, fmt.working_dtype)
@@ -124,6 +134,9 @@ def symmetric_scale(rows: torch.Tensor, bottom: torch.Tensor, top: torch.Tensor,
     if fmt.rule == "noclip":
         return torch.maximum(-bottom / -low, top / high)
     amax = torch.maximum(-bottom, top) if fmt.signed else top.clamp(min=0)
+    if fmt.small_scale in LEAST_MAGNITUDE:
+        least = float(LEAST_MAGNITUDE[fmt.small_scale])
+        amax = torch.where((amax > 0) & (amax < least), least, amax)
     if fmt.rule == "half":
         return amax / (high + 0.5)
     if fmt.negative_scales:
@@ -140,12 +153,13 @@ def first(rows: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 def quantize(rows: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, fmt: IntFormat) -> torch.Tensor:
     low, high = fmt.code_range
-    if zero is not None and fmt.zero_point == "offset":
-        scaled = divided(rows - zero[:, None], scale, fmt.division)
-    else:
-        scaled = divided(rows, scale, fmt.division)
-        scaled = scaled if zero is None else scaled + zero[:, None]
     dtype = getattr(torch, f"{'' if fmt.signed else 'u'}int{16 if fmt.bits == 16 else 8}")
+    if zero is not None and fmt.zero_point == "offset":
+        lowest = rounded(zero + low * scale, fmt.working_dtype)  # the product is exact: low is 0 or a power of two
+        steps = divided(rows - lowest[:, None], scale, fmt.division)
+        return (round_to(steps, fmt.rounding).clamp(0, high - low) + low).to(dtype)
+    scaled = divided(rows, scale, fmt.division)
+    scaled = scaled if zero is None else scaled + zero[:, None]
     return round_to(scaled, fmt.rounding).clamp(low, high).to(dtype)
 
 
@@ -172,13 +186,17 @@ def codebook(values: torch.Tensor, fmt: CodebookFormat) -> TorchEncoded:
     if fmt.scaling == "nvfp4":
         largest = values.abs().max()
         whole = largest / float(np.float32(E4M3_LARGEST * float(table.largest)))
-        whole = torch.where(whole < float(TINY) if fmt.small_scale == "one" else whole == 0, torch.ones_like(whole), whole)
+        whole = torch.where(whole < float(TINY) if fmt.small_scale != "normal" else whole == 0, torch.ones_like(whole), whole)
     scales = [codebook_scale(rows, fmt, table, whole) for rows in pieces]
     codes = [nearest(in_levels(rows, s, whole, fmt), table) for rows, s in zip(pieces, scales, strict=True)]
     if fmt.double:
         scales = [torch.where(rows.any(1), s, 0.0) for rows, s in zip(pieces, scales, strict=True)]  # zeros had 1, so that nothing was divided by 0
+        if fmt.double.kind == "linear":
+            codes = [torch.where(s[:, None] == 0, torch.zeros_like(found), found) for found, s in zip(codes, scales, strict=True)]
     joined, double = join_scales(scales, reach.scale_shape(shape, fmt.granularity)), None
+    within(joined, fmt.scale_dtype)
     if fmt.double:
+        within(joined.mean(), "float32")
         double = double_quantized(joined.ravel(), fmt)
         joined = decoded_scales(double, fmt).reshape(joined.shape)
     return TorchEncoded(fmt, join(codes, shape), joined, scale_codes=double, global_scale=whole)
@@ -195,7 +213,9 @@ def codebook_scale(rows: torch.Tensor, fmt: CodebookFormat, table: Levels, whole
         return stored(amax / float(table.largest), fmt.scale_dtype, fmt.small_scale)
     if fmt.scaling == "nvfp4":
         local = to_e4m3(amax / float(table.largest) / whole)
-        return torch.where(local == 0, E4M3_SMALLEST, local)
+        if fmt.small_scale == "normal":
+            return local.clamp(min=float(E4M3_NORMAL))
+        return torch.where(local == 0, E4M3_EPS if fmt.small_scale == "eps" else E4M3_SMALLEST, local)
     return mx_scale(amax.clamp(min=float(TINY)), fmt, table)
 
 
@@ -273,7 +293,7 @@ def rounded(values: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def raised(scale: torch.Tensor, small: str) -> torch.Tensor:
-    if small == "keep":
+    if small in ("keep", "hqq"):
         return torch.where(scale == 0, 1.0, scale)
     smallest = float(SMALLEST_SCALE[small])
     return torch.where(scale < 0, scale.clamp(max=-smallest), scale.clamp(min=smallest))
@@ -284,6 +304,9 @@ def stored(scale: torch.Tensor, dtype: str, small: str = "one") -> torch.Tensor:
         return rounded(raised(scale, small), dtype)
     smallest = {"float16": float(np.finfo(np.float16).smallest_normal), "float8_e4m3": E4M3_SMALLEST}.get(dtype, float(TINY))
     kept = rounded(scale, dtype)
+    if small == "litert" and dtype == "bfloat16":
+        kept = rounded(kept, "float16")
+        return torch.where(kept == 0, REPLACED[small], kept)
     return torch.where(scale.abs() < float(TINY), max(REPLACED[small], smallest), torch.where(kept.abs() < smallest, smallest, kept))
 
 

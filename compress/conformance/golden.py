@@ -60,6 +60,15 @@ def one_outlier() -> np.ndarray:
     return values
 
 
+def small_channels() -> np.ndarray:
+    """Channels of 1e-3 down to 1e-30, where each library has its own smallest scale: 5e-5 to 2^-126."""
+    return noise(OUT, IN) * np.logspace(-3, -30, OUT, dtype=np.float32)[:, None]
+
+
+def small_tensor() -> np.ndarray:
+    return noise(OUT, IN) * np.float32(3e-8)
+
+
 def subnormal_scale() -> np.ndarray:
     """Values up to 4e-38: normal floats, whose scales are not."""
     return noise(OUT, IN) * np.float32(1e-38)
@@ -92,6 +101,8 @@ VECTORS: dict[str, Callable[[], np.ndarray]] = {
     "zero groups": zero_groups,
     "all negative": all_negative,
     "one outlier": one_outlier,
+    "small channels": small_channels,
+    "small tensor": small_tensor,
     "subnormal scale": subnormal_scale,
     "odd length": odd_length,
     "ragged tail": ragged_tail,

@@ -10,8 +10,8 @@ from compress.numerics import Encoded, encode, reach
 from compress.numerics.codebooks import levels
 from compress.numerics.scales import rounded
 
-Kind = Literal["EXACT", "UP TO TIES", "±1 CODE", "DIFFERS", "cannot take", "NOT INSTALLED"]
-"""From best to worst; the last two are no comparison.
+Kind = Literal["EXACT", "UP TO TIES", "±1 CODE", "DIFFERS", "NO ANSWER", "cannot take", "NOT INSTALLED"]
+"""From best to worst; the last three are no comparison.
 
 EXACT        every code is the same (-0 and +0 count as one level), and what both decode to differs by at most DECODED_ULPS float32 steps: the cell says
              how many where it is not 0. A step is that of the largest number that decoding adds: the zero point's share, a double-quantized scale's offset
@@ -20,7 +20,8 @@ UP TO TIES   every code that differs belongs to a value within TIE of the thresh
              reciprocal, the product, an added zero point or offset of the codes) move p by no more than that: either code is a right answer
 ±1 CODE      every code that differs is the neighbour of the other one, away from ties; codes of scales (double quantization) count as codes
 DIFFERS      some code is further away, or equal codes decode to other values: another scale, or another rule
-cannot take  the library refuses such a tensor, or its own answer decodes to NaN; the reason is said
+NO ANSWER    what the library makes of the tensor decodes to NaN, all of it
+cannot take  the library refuses such a tensor; its reason is said
 
 Where both decode the whole reach of a scale to 0, its codes count as the same: under a scale of 0, or for zeros, any code says 0.
 """

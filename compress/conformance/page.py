@@ -20,23 +20,24 @@ what each holds.
 | UP TO TIES (n) | n codes differ, each at a value within 2^-22 (relative to the largest code) of the threshold between both: float32 does not decide those |
 | ±1 CODE (n) | n codes differ by one, away from ties; codes of double-quantized scales count |
 | DIFFERS (n) | n codes differ, some by more than one; without n: equal codes decode to other values |
-| cannot take | the library refuses such a tensor, or what it makes of it decodes to NaN or, of zeros, to something else, as 0 / 0 does: the note says which |
+| NO ANSWER | what the library makes of the tensor decodes to NaN, all of it: there is no number to compare with |
+| cannot take | the library refuses such a tensor: the note repeats its reason |
 
 Decoded values are compared in the dtype that the library returns, where both codes are the same. A step is that of the largest number that decoding adds:
 the zero point's share, or the offset of a double-quantized scale.
 
 Where both decode the whole reach of a scale to 0, its codes count as the same: under a scale of 0, or for zeros, any code says 0.
 
-Two columns need a word:
+Some columns need a word:
 
 - **fp16 input**: given float16, most PyTorch and ONNX functions compute the scale, divide and decode in float16, so that the same library makes another
   tensor of a half-precision model than of a float32 one. This project computes in float32 unless a format says `arithmetic: float16`; these cells compare
   with what the notes name, as `arithmetic` (all of it) or `scale_dtype` (the scale alone). Decoded values: a product is rounded before an offset is added.
-  Everything that is exported decodes in float32.
-- **subnormal scale**: values up to 4e-38, whose scales are below 2^-126, the smallest normal float32. A format's `small_scale` says what becomes of those:
-  codes of 0 and a scale of 1 (`one`, the default of codebooks) or 2^-12 (`typical`, that of integers), since a kernel that flushes such scales to zero
-  would decode nothing else; presets named after
-  a library do as it does (`keep`, `normal`, `eps`).
+  Everything that is exported decodes in float32. Weights whose float16 scales are below 2^-14 are not compared: libraries lose digits there, each its own way.
+- **small channels**, **small tensor**, **subnormal scale**: channels of 1e-3 down to 1e-30, a tensor of 3e-8, and values up to 4e-38, whose integer scales
+  are below 2^-126, the smallest normal float32. Most libraries have a smallest scale, each its own. A format's `small_scale` says which: presets named after
+  a library do as it does; formats without a name have codes of 0 and a scale of 1 (`one`, the default of codebooks) or 2^-12 (`typical`, that of integers)
+  for scales below 2^-126, since a kernel that flushes those to zero would decode nothing else. Values that are subnormal themselves are not compared.
 """
 
 

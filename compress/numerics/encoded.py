@@ -12,7 +12,7 @@ from compress.formats import CodebookFormat, FloatFormat, Format, IntFormat, Lea
 from compress.numerics import reach
 from compress.numerics.codebooks import levels
 from compress.numerics.fast import fast
-from compress.numerics.scales import code_dtype, dequantize, divided, fit, from_bfloat16_bits, quantize, rounded, stored, to_bfloat16_bits
+from compress.numerics.scales import code_dtype, dequantize, divided, dividing, fit, from_bfloat16_bits, quantize, rounded, to_bfloat16_bits
 from compress.numerics.scaling import ScaleCodes, amax_scale, check_levels, divisor, double_quantized, mx_scale, nvfp4_scales, under_global, without_zeros
 
 if TYPE_CHECKING:
@@ -193,11 +193,23 @@ def stored_integers(shape: tuple[int, ...], fmt: IntFormat, found: list[tuple]) 
     of_scales = reach.scale_shape(shape, fmt.granularity)
     kept = reach.join_scales(scales, of_scales)
     if fmt.codes_from == "exact":
-        kept = stored(kept, fmt.scale_dtype)
+        kept = rounded(kept, fmt.scale_dtype)  # as it is, subnormal or 0 too: another scale would not fit the codes
     zero = None if fmt.symmetric else reach.join_scales(zeros, of_scales)
     if zero is not None and fmt.zero_point != "integer":
         zero = rounded(zero, fmt.scale_dtype)
+        within(zero, fmt.scale_dtype)
+    within(kept, fmt.scale_dtype)
     return Encoded(fmt, reach.join(codes, shape), kept, zero)
+
+
+def within(scales: np.ndarray, dtype: str) -> None:
+    """InputError for scales, or offsets, that their storage holds as infinity."""
+    if not np.isfinite(scales).all():
+        raise beyond(dtype)
+
+
+def beyond(dtype: str) -> InputError:
+    return InputError(f"values so large that scales are beyond the largest {dtype} number: scale the weights down, or take a format with wider scales")
 
 
 def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
@@ -217,7 +229,7 @@ def encode_levels(values: np.ndarray, fmt: CodebookFormat) -> Encoded:
 
 def in_levels(rows: np.ndarray, scale: np.ndarray, whole: np.float32 | None, fmt: CodebookFormat) -> np.ndarray:
     """Values in the codebook's own units."""
-    return divided(rows, divisor(scale, fmt), fmt.division, fmt.arithmetic) if whole is None else under_global(rows, scale, whole, fmt)
+    return divided(rows, divisor(scale, fmt), fmt.division, dividing(fmt)) if whole is None else under_global(rows, scale, whole, fmt)
 
 
 def stored_levels(shape: tuple[int, ...], fmt: CodebookFormat, found: list[tuple], global_scale: np.float32 | None = None) -> Encoded:
@@ -225,9 +237,14 @@ def stored_levels(shape: tuple[int, ...], fmt: CodebookFormat, found: list[tuple
     codes, scales = zip(*found, strict=True)
     if fmt.double:
         scales = [without_zeros(rows, scale, levels(fmt.codebook)) for rows, scale in found]
+        if fmt.double.kind == "linear":
+            for rows, scale in zip(codes, scales, strict=True):
+                rows[scale == 0] = 0  # torchao divides by 0 here, and finds the first level nearest to NaN
     of_scales = reach.scale_shape(shape, fmt.granularity)
     joined, scale_codes = reach.join_scales(scales, of_scales), None
+    within(joined, fmt.scale_dtype)
     if fmt.double:
+        within(joined.mean(dtype=np.float32), "float32")
         scale_codes = double_quantized(joined.ravel(), fmt.double)
         joined = scale_codes.decode(fmt.double).reshape(of_scales)
     return Encoded(fmt, reach.join(codes, shape), joined, scale_codes=scale_codes, global_scale=global_scale)

@@ -6,7 +6,7 @@ from compress.errors import InputError
 from compress.formats import Format, IntFormat, PerBlock, PerGroup
 from compress.numerics import reach
 from compress.numerics.encoded import Encoded, checked, stored_integers
-from compress.numerics.scales import quantize, stored
+from compress.numerics.scales import LEAST_MAGNITUDE, quantize, stored
 
 
 def unlearnable(fmt: Format) -> str | None:
@@ -20,7 +20,8 @@ def unlearnable(fmt: Format) -> str | None:
     if isinstance(fmt.granularity, PerBlock) or (isinstance(fmt.granularity, PerGroup) and fmt.granularity.ragged == "short"):
         return f"scales learn per tensor, axis or group of one size, not {fmt.granularity}"
     usual = IntFormat(fmt.bits)
-    odd = [what for what in ("rounding", "division", "codes_from", "small_scale", "arithmetic") if getattr(fmt, what) != getattr(usual, what)]
+    odd = [what for what in ("rounding", "division", "codes_from", "arithmetic") if getattr(fmt, what) != getattr(usual, what)]
+    odd += [] if fmt.small_scale in (usual.small_scale, *LEAST_MAGNITUDE) else ["small_scale"]
     return f"{odd[0]}: {getattr(fmt, odd[0])} is not what training computes, {getattr(usual, odd[0])} is" if odd else None
 
 

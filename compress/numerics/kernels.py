@@ -14,7 +14,7 @@ from compress.formats import CodebookFormat, Format, IntFormat
 from compress.numerics import reach
 from compress.numerics.codebooks import Levels, levels
 from compress.numerics.encoded import Encoded, checked, code_type, stored_integers, stored_levels
-from compress.numerics.scales import TINY, fit_ends, stored
+from compress.numerics.scales import TINY, fit_ends, lowest, stored
 
 F32, I32, U8 = np.float32, np.int32, np.uint8
 PARALLEL = {"parallel": True, "nogil": True, "cache": True, "error_model": "numpy"}
@@ -144,15 +144,20 @@ def many_levels(rows, per, thresholds, order, scale, reciprocal, codes):
 def quantize(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: IntFormat) -> np.ndarray:
     codes, (low, high) = np.empty(rows.shape, code_type(fmt)), fmt.code_range
     shift, add = np.zeros(len(rows), F32), np.zeros(len(rows), F32)
-    if zero is not None:
-        (shift if fmt.zero_point == "offset" else add)[:] = zero
-    kernel = uniform_kernel(ROUNDING[fmt.rounding], fmt.division == "reciprocal", zero is not None)
-    kernel(rows, chunks(rows), scale, shift, add, F32(low), F32(high), codes)
+    base = low if zero is not None and fmt.zero_point == "offset" else 0
+    if zero is not None and fmt.zero_point == "offset":
+        shift[:] = lowest(scale, zero, fmt)
+    elif zero is not None:
+        add[:] = zero
+    kernel = uniform_kernel(ROUNDING[fmt.rounding], fmt.division == "reciprocal", zero is not None, base)
+    kernel(rows, chunks(rows), scale, shift, add, F32(low - base), F32(high - base), codes)
     return codes
 
 
 @cache
-def uniform_kernel(rounding: int, reciprocal: bool, zeros: bool):
+def uniform_kernel(rounding: int, reciprocal: bool, zeros: bool, base: int):
+    """Codes less `base` are clipped to what is given."""
+
     @njit(**PARALLEL)
     def kernel(rows, per, scale, shift, add, low, high, codes):
         for c in prange(rows.shape[0] * per):
@@ -173,7 +178,7 @@ def uniform_kernel(rounding: int, reciprocal: bool, zeros: bool):
                     v = whole + (np.copysign(F32(1), v) if abs(v - whole) >= F32(0.5) else F32(0))
                 v = v if v > low else low
                 v = v if v < high else high
-                out[j] = I32(v)
+                out[j] = I32(v) + I32(base)
 
     return kernel
 

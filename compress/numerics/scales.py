@@ -2,14 +2,16 @@
 
 import numpy as np
 
-from compress.formats import Arithmetic, Division, IntFormat, SmallScale
+from compress.formats import Arithmetic, CodebookFormat, Division, IntFormat, SmallScale
 from compress.numerics.ranges import best_scale, best_zero_points, ends, magnitudes, tails
 from compress.numerics.rounding import round_to
 
 TINY = np.finfo(np.float32).tiny
 SMALLEST_SCALE = {"normal": TINY, "eps": np.finfo(np.float32).eps}
-REPLACED = {"one": 1.0, "typical": 2.0**-12}  # what becomes of scales below the normal range
-E4M3_LARGEST, E4M3_SMALLEST = 448.0, 2.0**-9
+REPLACED = {"one": 1.0, "typical": 2.0**-12, "litert": 2.0**-12, "converter": 2.0**-12}  # what becomes of scales below the normal range
+LEAST_MAGNITUDE = {"litert": np.float32(1e-9), "converter": np.float32(5e-7)}  # that a range has, unless it is of zeros
+HQQ_RANGE, HQQ_SCALE = np.float32(1e-4), np.float32(5e-5)
+E4M3_LARGEST, E4M3_SMALLEST, E4M3_NORMAL, E4M3_EPS = 448.0, 2.0**-9, np.float32(2.0**-6), 2.0**-3
 
 
 def to_bfloat16_bits(values: np.ndarray) -> np.ndarray:
@@ -37,9 +39,10 @@ def power_of_two_above(values: np.ndarray) -> np.ndarray:
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 values as the storage dtype holds them."""
+    """float32 values as the storage dtype holds them, infinite where they are too large for it."""
     if dtype == "float16":
-        return values.astype(np.float16).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return np.asarray(values, np.float16).astype(np.float32)
     if dtype == "bfloat16":
         return from_bfloat16_bits(to_bfloat16_bits(values))
     if dtype == "float8_e4m3":
@@ -53,13 +56,16 @@ def stored(scale: np.ndarray, dtype: str, small: SmallScale = "one") -> np.ndarr
         return rounded(raised(scale, small), dtype)
     smallest = {"float16": np.finfo(np.float16).smallest_normal, "float8_e4m3": E4M3_SMALLEST}.get(dtype, TINY)
     kept = rounded(scale, dtype)
+    if small == "litert" and dtype == "bfloat16":
+        kept = rounded(kept, "float16")
+        return np.where(kept == 0, np.float32(REPLACED[small]), kept)
     kept = np.where(np.abs(kept) < smallest, np.float32(smallest), kept)
     return np.where(np.abs(scale) < TINY, np.float32(max(REPLACED[small], smallest)), kept).astype(np.float32)
 
 
 def raised(scale: np.ndarray, small: SmallScale) -> np.ndarray:
     """float32 scales by one of the rules that do not replace small ones."""
-    if small == "keep":
+    if small in ("keep", "hqq"):
         return np.where(scale == 0, np.float32(1), scale)
     return np.where(scale < 0, np.minimum(scale, -SMALLEST_SCALE[small]), np.maximum(scale, SMALLEST_SCALE[small]))
 
@@ -97,6 +103,9 @@ def symmetric_scale(rows: np.ndarray, bottom: np.ndarray, top: np.ndarray, fmt: 
     if fmt.rule == "noclip":
         return np.maximum(-bottom / np.float32(-low), top / np.float32(high))
     amax = np.maximum(-bottom, top) if fmt.signed else np.maximum(top, 0)
+    if fmt.small_scale in LEAST_MAGNITUDE:
+        least = LEAST_MAGNITUDE[fmt.small_scale]
+        amax[(amax > 0) & (amax < least)] = least
     if fmt.rule == "half":
         return amax / np.float32(high + 0.5)
     if fmt.negative_scales:
@@ -128,6 +137,8 @@ def asymmetric(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tuple[np.
         scale, zero = with_integer_zero(bottom, top, fmt)
         return scale, zero.astype(np.int32)
     exact = rounded(rounded(top - bottom, fmt.arithmetic) / np.float32(high - low), fmt.arithmetic)
+    if fmt.small_scale == "hqq":
+        exact = np.where(top - bottom <= HQQ_RANGE, np.float32(1), np.maximum(exact, HQQ_SCALE))
     scale = stored(exact, fmt.working_dtype, fmt.small_scale)
     if fmt.zero_point == "float":
         return scale, rounded(np.float32(low) - rounded(bottom / scale, fmt.arithmetic), fmt.working_dtype)
@@ -146,6 +157,11 @@ def with_integer_zero(bottom: np.ndarray, top: np.ndarray, fmt: IntFormat) -> tu
     return scale, np.clip(round_to(place, fmt.rounding), low, high)
 
 
+def dividing(fmt: IntFormat | CodebookFormat) -> Arithmetic:
+    """The dtype of values over stored scales."""
+    return fmt.arithmetic if fmt.scale_dtype in ("float32", fmt.arithmetic) else "float32"
+
+
 def divided(values: np.ndarray, scale: np.ndarray, division: Division, arithmetic: Arithmetic = "float32") -> np.ndarray:
     """float32 [n, m] over [n]; the reciprocal of a subnormal scale may be infinite, and 0 times it is 0."""
     if division == "true":
@@ -160,12 +176,17 @@ def quantize(rows: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, fmt: 
     """Codes [n, m]: round(x / scale + zero), saturated to the format's range. int8 or int16, unsigned where the format is."""
     low, high = fmt.code_range
     if fmt.zero_point == "offset" and zero is not None:
-        scaled = divided(rounded(rows - zero[:, None], fmt.arithmetic), scale, fmt.division, fmt.arithmetic)
-    else:
-        scaled = divided(rows, scale, fmt.division, fmt.arithmetic)
-        if zero is not None:
-            scaled = rounded(scaled + zero[:, None].astype(np.float32), fmt.arithmetic)
+        steps = divided(rounded(rows - lowest(scale, zero, fmt)[:, None], dividing(fmt)), scale, fmt.division, dividing(fmt))
+        return (np.clip(round_to(steps, fmt.rounding), 0, high - low) + low).astype(code_dtype(fmt))
+    scaled = divided(rows, scale, fmt.division, dividing(fmt))
+    if zero is not None:
+        scaled = rounded(scaled + zero[:, None].astype(np.float32), dividing(fmt))
     return np.clip(round_to(scaled, fmt.rounding), low, high).astype(code_dtype(fmt))
+
+
+def lowest(scale: np.ndarray, offset: np.ndarray, fmt: IntFormat) -> np.ndarray:
+    """float32 [n]: what the lowest code, 0 or a power of two, decodes to in the dtype of the scales."""
+    return rounded(offset + np.float32(fmt.code_range[0]) * scale, fmt.working_dtype) if fmt.signed else offset
 
 
 def code_dtype(fmt: IntFormat) -> np.dtype:

@@ -8,7 +8,7 @@ import numpy as np
 from compress.errors import InputError
 from compress.formats import CodebookFormat, DoubleQuantized
 from compress.numerics.codebooks import MANTISSA_BITS, Levels, levels
-from compress.numerics.scales import E4M3_LARGEST, TINY, divided, rounded, stored, to_e4m3
+from compress.numerics.scales import E4M3_EPS, E4M3_LARGEST, E4M3_NORMAL, E4M3_SMALLEST, TINY, divided, rounded, stored, to_e4m3
 
 LARGEST = np.finfo(np.float32).max
 SMALLEST = np.float32(1e-38)  # of bitsandbytes' divisors
@@ -104,7 +104,7 @@ def mx_scale(rows: np.ndarray, fmt: CodebookFormat, table: Levels) -> np.ndarray
 def under_global(values: np.ndarray, scale: np.ndarray, whole: np.float32, fmt: CodebookFormat) -> np.ndarray:
     """float32 [n, m] over scales [n] and the tensor's own; the reciprocal of a subnormal one is infinite."""
     if fmt.division == "true":
-        return divided(values, scale * whole, "true", fmt.arithmetic)
+        return divided(values, scale * whole, "true")
     with np.errstate(over="ignore", invalid="ignore"):
         return np.nan_to_num(values * (np.float32(1) / whole / scale)[:, None], nan=0.0, posinf=np.inf, neginf=-np.inf)
 
@@ -125,12 +125,14 @@ def nvfp4_scales(rows: np.ndarray, largest: np.float32, fmt: CodebookFormat, tab
     """E4M3 scales float32 [n] and the float32 scale of the tensor whose largest magnitude is given: value = level * scale * global."""
     reach = np.float32(E4M3_LARGEST * float(table.largest))
     whole = np.float32(largest) / reach
-    if whole == 0 or (whole < TINY and fmt.small_scale == "one"):
+    if whole == 0 or (whole < TINY and fmt.small_scale != "normal"):
         whole = np.float32(1)
     elif fmt.arithmetic != "float32":  # compressed-tensors rounds its reciprocal
         whole = np.float32(1) / rounded(np.asarray(reach / np.float32(largest)), fmt.arithmetic)[()]
     local = to_e4m3(rounded(np.abs(rows).max(1) / table.largest, fmt.arithmetic) / whole)
-    return np.where(local == 0, np.float32(2.0**-9), local), whole
+    if fmt.small_scale == "normal":
+        return np.maximum(local, E4M3_NORMAL), whole
+    return np.where(local == 0, np.float32(E4M3_EPS if fmt.small_scale == "eps" else E4M3_SMALLEST), local), whole
 
 
 def check_levels(fmt: CodebookFormat) -> Levels:

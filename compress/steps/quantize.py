@@ -86,7 +86,7 @@ class Quantize(BaseModel):
 
 
 def exact_zero(fmt: Format) -> bool:
-    """Whether 0 is one of the values of every scale."""
+    """Whether 0 is one of the values of every scale, that of zeros too."""
     if isinstance(fmt, FloatFormat):
         return True
     if isinstance(fmt, IntFormat):
@@ -95,7 +95,8 @@ def exact_zero(fmt: Format) -> bool:
         return fmt.codebook.exact_zero
     from compress.numerics.codebooks import levels
 
-    return bool((levels(fmt.codebook).values == 0).any())
+    lost = fmt.double is not None and fmt.double.kind == "linear"
+    return not lost and bool((levels(fmt.codebook).values == 0).any())
 
 
 def keeps_clusters(fmt: Format, per: str) -> bool:

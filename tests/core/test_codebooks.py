@@ -73,6 +73,7 @@ def test_fused_loops_have_the_oracles_bits(name, monkeypatch):
         values = RNG.standard_t(3, shape).astype(np.float32)
         values[:, :70] = np.round(values[:, :70] * 4) / 4
         values[0] = 0
+        values[1::7] *= np.logspace(-3, -36, len(values[1::7]), dtype=np.float32)[:, None]
         found = encode(values, fmt)
         with oracle_only():
             expected = encode(values, fmt)
@@ -254,6 +255,10 @@ def test_damaged_files_are_refused(tmp_path, damage):
         (lambda: IntFormat(4, zero_point="float"), "needs rule asymmetric"),
         (lambda: IntFormat(4, rule="signed", scale_dtype="float8_e8m0"), "no sign"),
         (lambda: IntFormat(4, rule="asymmetric", fit="octav"), "two ends"),
+        (lambda: IntFormat(4, rule="asymmetric", small_scale="litert"), "narrow, qmax or half"),
+        (lambda: IntFormat(4, small_scale="hqq"), "float zero points"),
+        (lambda: IntFormat(4, fit="mse", small_scale="converter"), "fit mse"),
+        (lambda: CodebookFormat("nf4", PerBlock(64), small_scale="litert"), "scaling amax"),
         (lambda: CodebookFormat("nf4", scaling="mx_floor"), "float32"),
         (lambda: CodebookFormat(Learned(16), scaling="amax"), "own units"),
         (lambda: CodebookFormat("nf4", double=DoubleQuantized()), "per tensor"),

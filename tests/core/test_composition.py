@@ -77,6 +77,7 @@ def test_global_sparsity_is_that_of_all_layers_together():
         ([INT8, "{step: cluster, clusters: 8}"], r"steps\.1: a quantized weight has its codes: cluster first"),
         (["{step: cluster, clusters: 8}", "{step: prune, sparsity: 0.3, pattern: {type: channels}}"], "put this step first"),
         (["{step: prune, sparsity: 0.5}", "{step: quantize, weights: hqq.int4.group64}"], "no exact zero"),
+        (["{step: prune, sparsity: 0.5}", "{step: quantize, weights: torchao.nf4}"], "no exact zero"),
         (["{step: prune, sparsity: 0.5}", "{step: quantize, weights: kmeans.16}"], "no exact zero"),
         (["{step: cluster, clusters: 8}", "{step: quantize, weights: tflite.int8.weight}"], "8 clusters would not stay.*cluster per axis"),
         (["{step: cluster, clusters: 8, per: axis}", "{step: quantize, weights: gguf.q8_0}"], "one scale per tensor or channel"),

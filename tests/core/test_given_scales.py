@@ -7,6 +7,7 @@ from compress.errors import InputError
 from compress.formats import IntFormat, PerAxis, PerGroup, PerTensor
 from compress.numerics import encode
 from compress.numerics.given_scales import encode_at, unlearnable
+from compress.presets import preset
 
 VALUES = np.random.default_rng(0).standard_normal((6, 4, 12)).astype(np.float32)
 
@@ -24,6 +25,14 @@ def test_the_scales_of_a_fit_give_its_codes(rule, dtype, granularity):
     third = encode_at(VALUES, fmt, fitted.scales / 3)
     assert (third.codes == fmt.code_range[1]).mean() > 0.05  # values beyond the range take the last code
     np.testing.assert_allclose(third.scales, fitted.scales / 3, rtol=2**-8)  # as bfloat16 holds them
+
+
+@pytest.mark.parametrize("name", ["tflite.int8.weight", "tflite.int4.channel", "tflite.int4.block32"])
+def test_scales_of_litert_can_learn(name):
+    fmt, values = preset(name).format, VALUES[:, :1].repeat(8, 1) * np.float32(1e-6)
+    assert unlearnable(fmt) is None
+    fitted = encode(values, fmt)
+    np.testing.assert_array_equal(encode_at(values, fmt, fitted.scales).decode(), fitted.decode())
 
 
 def test_scales_of_another_shape_are_refused():

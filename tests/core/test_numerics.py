@@ -12,6 +12,7 @@ from compress.formats import FloatFormat, IntFormat, PerAxis, PerGroup, PerTenso
 from compress.numerics import Encoded, encode, pack_low_first, predicted_bytes, unpack_low_first
 from compress.numerics.rounding import round_to
 from compress.numerics.scales import from_bfloat16_bits, to_bfloat16_bits
+from compress.presets import PRESETS
 
 WIDTHS = (*range(2, 9), 16)
 RULES = get_args(ScaleRule)
@@ -115,6 +116,24 @@ def test_scales_are_representable_in_their_storage_dtype():
     np.testing.assert_array_equal(half, half.astype(np.float16).astype(np.float32))
     brain = encode(values, IntFormat(4, PerGroup(16), "qmax", scale_dtype="bfloat16")).scales
     assert not np.any(brain.view(np.uint32) & 0xFFFF)
+
+
+@pytest.mark.parametrize("name", [name for name, known in PRESETS.items() if getattr(known.format, "codes_from", "") == "exact"])
+def test_small_scales_fit_the_codes(name):
+    """Codes that follow from the scale before it is rounded: storing another one, because it is below float16's normal range, would scale the values."""
+    fmt, values = PRESETS[name].format, weights(shape=(6, 64))
+    step = np.repeat(np.abs(encode(values, fmt).scales), 32, -1)
+    for scale in np.float32([1e-3, 1e-4, 1e-5]):
+        found = encode(values * scale, fmt).decode()
+        # 2^-25 is what rounding a float16 below 2^-14 may be off, times codes of up to 127
+        assert found.any() and np.all(np.abs(found - values * scale) <= 1.01 * step * scale + 127 * 2.0**-25)
+
+
+@pytest.mark.parametrize("name, dtype", [("gguf.q8_0", "float16"), ("gguf.q4_1", "float16"), ("quanto.int4.group128", "float32"), ("bnb.nf4.dq", "float32")])
+def test_scales_beyond_their_storage_are_refused(name, dtype):
+    values = np.tile(np.array([3e38, -3e38], np.float32), (64, 64))
+    with np.errstate(over="ignore"), pytest.raises(InputError, match=f"largest {dtype} number"):
+        encode(values, PRESETS[name].format)
 
 
 @given(st.integers(2, 8), st.integers(1, 40), st.integers(0, 2**31))

@@ -19,19 +19,17 @@ from compress.registry import Entry, Registry
 class Claim:
     """A preset, and the library's own function that computes it.
 
-    ask     values [out, in] to what the library makes of them; CannotTake with the reason where it refuses
-    how     the function, by its name in the library; (preset, how) is one row of the matrix
-    reason  why the answers are not ours, where they are not
-    dtype   what the library takes; both sides get the vector in it
+    ask      values [out, in] to what the library makes of them; CannotTake with the reason where it refuses
+    how      the function, by its name in the library; (preset, how) is one row of the matrix
+    reason   why the answers are not ours, where they are not
     changes  fields of the preset's format that this function has otherwise
-    half    such fields for float16 vectors, where the library computes in its input's dtype
+    half     such fields for float16 vectors, where the library computes in its input's dtype
     """
 
     preset: str
     how: str
     ask: Callable[[np.ndarray], Theirs]
     reason: str = ""
-    dtype: str | None = None
     changes: dict[str, Any] = field(default_factory=dict)
     half: dict[str, Any] = field(default_factory=dict)
 

@@ -44,5 +44,5 @@ CLAIMS = (
     Claim("bnb.nf4.dq", "quantize_4bit, compress_statistics", four_bits("nf4", double=True)),
     Claim("bnb.nf4.dq.nearest", "backends.default", stated),
     Claim("bnb.fp4", "quantize_4bit", four_bits("fp4")),
-    Claim("bnb.int8.row", "int8_vectorwise_quant", rows, "It multiplies by 127 / amax, this project divides by amax / 127", dtype="float16"),
+    Claim("bnb.int8.row", "int8_vectorwise_quant", rows, "It multiplies by 127 / amax, this project divides by amax / 127"),
 )

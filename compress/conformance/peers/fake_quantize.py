@@ -13,7 +13,7 @@ PACKAGE = "torch"
 def module(make):
     def ask(values: np.ndarray) -> Theirs:
         fake = make()
-        decoded = fake(torch.from_numpy(values.astype(np.float32))).numpy()
+        decoded = fake(torch.from_numpy(values)).numpy()
         scale, zero = (x.numpy().reshape(-1, 1) for x in fake.calculate_qparams())
         # it returns values on the grid only: the nearest code to each is the one it took
         return Theirs(np.rint(decoded.astype(np.float64) / scale) + zero, decoded)

@@ -21,5 +21,5 @@ def groups(values: np.ndarray) -> Theirs:
     return Theirs(codes.numpy().reshape(values.shape), decoded.numpy())
 
 
-RANGES = "It multiplies by 15 / range, this project by the reciprocal of range / 15; it takes ranges below 1e-4 as 1"
-CLAIMS = (Claim("hqq.int4.group64", "Quantizer.quantize, optimize=False", groups, RANGES),)
+RECIPROCAL = "It multiplies by 15 / range, this project by the reciprocal of range / 15"
+CLAIMS = (Claim("hqq.int4.group64", "Quantizer.quantize, optimize=False", groups, RECIPROCAL),)

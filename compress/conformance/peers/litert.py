@@ -27,8 +27,6 @@ def blocks(values: np.ndarray) -> Theirs:
 
 
 def quantized(values: np.ndarray, way: str, bits: int, granularity) -> tuple[bytes, np.ndarray, np.ndarray]:
-    if values.dtype != np.float32:
-        raise CannotTake("layers of float16 weights are left alone")
     tool = quantizer.Quantizer(dense(values))
     try:
         getattr(tool, way)(".*", qtyping.TFLOperationName.FULLY_CONNECTED, bits, granularity)
@@ -37,7 +35,7 @@ def quantized(values: np.ndarray, way: str, bits: int, granularity) -> tuple[byt
         raise CannotTake(str(error).splitlines()[0][:120]) from error
     found = stored_codes(data, values.size)
     if found is None:
-        raise CannotTake("litert-quantizer leaves the weight in float")
+        raise CannotTake("the weight is left in float")
     return data, *found
 
 

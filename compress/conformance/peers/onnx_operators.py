@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.conformance.matrix import CannotTake, Theirs
+from compress.conformance.matrix import Theirs
 from compress.formats import PerGroup
 from compress.numerics import encode
 from compress.presets import preset
@@ -31,8 +31,6 @@ def quantize(run: Run, name: str):
     kind = TensorProto.INT4 if fmt.bits == 4 else TensorProto.INT8
 
     def ask(values: np.ndarray) -> Theirs:
-        if blocks and values.shape[1] % blocks:
-            raise CannotTake(f"{values.shape[1]} inputs are not divisible by the block size {blocks}")
         scales = encode(values, fmt).scales.astype(values.dtype)
         axis = {"axis": 1, "block_size": blocks} if blocks else {"axis": 0}
         nodes = [
@@ -50,11 +48,10 @@ def quantize(run: Run, name: str):
 
 def dynamic(run: Run):
     def ask(values: np.ndarray) -> Theirs:
-        if values.dtype != np.float32:
-            raise CannotTake("DynamicQuantizeLinear takes float32 only")
         nodes = [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]), helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])]
         shape = list(values.shape)
-        model = model_of(nodes, {"x": (TensorProto.FLOAT, shape)}, {"q": (TensorProto.UINT8, shape), "y": (TensorProto.FLOAT, shape)}, {})
+        real = helper.np_dtype_to_tensor_dtype(values.dtype)
+        model = model_of(nodes, {"x": (real, shape)}, {"q": (TensorProto.UINT8, shape), "y": (TensorProto.FLOAT, shape)}, {})
         codes, decoded = run(model, {"x": values})
         return Theirs(codes, decoded)
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from compress.conformance.matrix import CannotTake
 from compress.conformance.peers import Claim
 from compress.conformance.peers.onnx_operators import ROUNDED_FIRST, dynamic, quantize
 
@@ -11,6 +12,10 @@ PACKAGE = "onnx"
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise CannotTake(str(error).splitlines()[-1]) from error
     return ReferenceEvaluator(model).run(None, feeds)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.lite.python.convert import ConverterError
 
 from compress.conformance.matrix import CannotTake, Theirs
 from compress.conformance.peers import Claim
@@ -11,13 +12,15 @@ PACKAGE = "tensorflow"
 
 
 def dynamic_range(values: np.ndarray) -> Theirs:
-    if values.dtype != np.float32:
-        raise CannotTake("the converter quantizes float32 constants only")
     constant = tf.constant(values.T)
-    function = tf.function(lambda x: tf.matmul(x, constant), input_signature=[tf.TensorSpec([1, values.shape[1]], tf.float32)])
+    function = tf.function(lambda x: tf.matmul(x, constant), input_signature=[tf.TensorSpec([1, values.shape[1]], constant.dtype)])
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], tf.Module())
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    found = stored_codes(converter.convert(), values.size)
+    try:
+        data = converter.convert()
+    except ConverterError as error:
+        raise CannotTake(f"{values.dtype}: {str(error).split('error: ')[1].splitlines()[0]}") from error
+    found = stored_codes(data, values.size)
     if found is None:
         raise CannotTake("the converter left the weight in float")
     codes, scales = found[0].reshape(values.shape), found[1]
@@ -25,4 +28,5 @@ def dynamic_range(values: np.ndarray) -> Theirs:
     return Theirs(codes, codes.astype(np.float32) * scales.reshape(-1, 1))
 
 
-CLAIMS = (Claim("tflite.int8.weight", "TFLiteConverter, Optimize.DEFAULT", dynamic_range, "It rounds ties away from zero, litert-quantizer to even"),)
+AWAY = "It rounds ties away from zero, litert-quantizer to even"
+CLAIMS = (Claim("tflite.int8.weight", "TFLiteConverter, Optimize.DEFAULT", dynamic_range, AWAY, changes={"small_scale": "converter"}),)

@@ -7,9 +7,11 @@ from ai_edge_litert.interpreter import Interpreter
 
 TYPES = {schema.TensorType.INT8: 8, schema.TensorType.INT4: 4, schema.TensorType.INT2: 2}
 
+FLOATS = {"float32": schema.TensorType.FLOAT32, "float16": schema.TensorType.FLOAT16}
+
 
 def dense(weight: np.ndarray) -> bytearray:
-    """A float file whose only layer's weight is float32 [out, in]."""
+    """A float file whose only layer's weight is float32 or float16 [out, in]."""
     out, inputs = weight.shape
     model, graph, operator, code = schema.ModelT(), schema.SubGraphT(), schema.OperatorT(), schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
@@ -18,6 +20,7 @@ def dense(weight: np.ndarray) -> bytearray:
     model.buffers = [schema.BufferT(), schema.BufferT()]
     model.buffers[1].data = np.frombuffer(weight.tobytes(), np.uint8)
     graph.tensors = [tensor("x", [1, inputs], 0), tensor("w", [out, inputs], 1), tensor("y", [1, out], 0)]
+    graph.tensors[1].type = FLOATS[weight.dtype.name]
     graph.inputs, graph.outputs, graph.operators = [0], [2], [operator]
     operator.inputs, operator.outputs = [0, 1, -1], [2]
     operator.builtinOptionsType, operator.builtinOptions = schema.BuiltinOptions.FullyConnectedOptions, schema.FullyConnectedOptionsT()

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from compressed_tensors.quantization.lifecycle.forward import dequantize, quantize
 from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
-from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam, strategy_cdiv
 
 from compress.conformance.matrix import CannotTake, Theirs
 from compress.conformance.peers import Claim
@@ -18,8 +18,10 @@ def scheme(name: str):
     def ask(values: np.ndarray) -> Theirs:
         given = torch.from_numpy(values)
         size = args.group_size or values.shape[1]
-        if values.shape[1] % size:
-            raise CannotTake(f"{values.shape[1]} inputs are not divisible by the group size {size}")
+        try:
+            strategy_cdiv(values.shape[1], size, args.strategy, strict=True)
+        except ValueError as error:
+            raise CannotTake(str(error).split(". ")[0]) from error
         groups = given.unflatten(-1, (-1, size))
         whole = generate_gparam(given.min(), given.max()) if args.strategy == "tensor_group" else None
         scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args, global_scale=whole)
