@@ -1,6 +1,7 @@
 """Writes readers of a small weight as XNNPACK's partitioner recognises them: integer codes behind operators that dequantize them."""
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -25,11 +26,13 @@ class Held:
     """A weight that XNNPACK computes with, as a file holds it: each part under the hash of its bytes.
 
     axes  of the canonical weight, in the order of the file: XNNPACK's kernels want input channels last, of depthwise convolutions the output channels
+    bias  the plan's name of the bias that the same layer adds; a static one becomes an int32 in the file
     """
 
     codes: str
     scales: str
     axes: tuple[int, ...]
+    bias: str
 
 
 def reads_weight(site: Site) -> bool:
@@ -43,10 +46,13 @@ def reads_weight(site: Site) -> bool:
     return user.target in (aten.linear.default, *CONVOLUTIONS) and site.layout.identity
 
 
-def held(encoded: Encoded, user: fx.Node) -> Held:
+def held(encoded: Encoded, user: fx.Node, named: Mapping[str, str]) -> Held:
+    """`named` has the plan's names of float constants by the graph's."""
     axes = stored_axes(user, encoded.shape)
-    codes = encoded.codes.transpose(axes)
-    return Held(key(packed(codes) if encoded.format.bits == 4 else codes), f"scale_{key(scale_bits(encoded))}", axes)
+    codes, bias = encoded.codes.transpose(axes), user.args[2] if len(user.args) > 2 else None
+    return Held(
+        key(packed(codes) if encoded.format.bits == 4 else codes), f"scale_{key(scale_bits(encoded))}", axes, "" if bias is None else named.get(bias.target, "")
+    )
 
 
 def stored_axes(user: fx.Node, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from math import prod
 from pathlib import Path
@@ -44,6 +44,7 @@ class Value:
     key: str
     scales: str
     quantized: bool
+    weight: tuple[str, str] | None = None  # of a bias: key and scales of the weight of the same layer
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,12 @@ def held_by(payload: bytes, blobs: dict[str, bytes]) -> tuple[list[Value], Count
             name = hashlib.sha256(inside).hexdigest()
             blobs[name] = inside
         keys.append(name)
-    return [value_of(entry, keys) for entry in graph["xvalues"]], Counter(node["xnode_union_type"] for node in graph["xnodes"])
+    values = {entry["xvalue_union"].get("tensor_value", entry["xvalue_union"])["id_out"]: value_of(entry, keys) for entry in graph["xvalues"]}
+    for node in graph["xnodes"]:
+        bias, weight = (values.get(node["xnode_union"].get(f"{which}_id")) for which in ("bias", "filter"))
+        if bias is not None and weight is not None:
+            values[node["xnode_union"]["bias_id"]] = replace(bias, weight=(weight.key, weight.scales))
+    return list(values.values()), Counter(node["xnode_union_type"] for node in graph["xnodes"])
 
 
 def value_of(entry: Mapping[str, Any], keys: list[str]) -> Value:
@@ -165,9 +171,9 @@ def program_constants(file: File) -> dict[str, Raw]:
 
 def tensors(file: File, told: Mapping[str, Any]) -> Iterator[StoredTensor]:
     """The planned tensors under their plan names, then every other constant once."""
-    raws, seen = program_constants(file), set()
-    floats = {}
+    raws, seen, floats, biases = program_constants(file), set(), {}, {}
     for name, entry in told.get("tensors", {}).items():
+        biases |= {(held["codes"], held["scales"]): held["bias"] for held in entry.get("native", ())}
         if entry["placement"] == "float":
             floats[entry["file_name"]] = name, entry["reason"]
         elif entry["parts"]:
@@ -178,7 +184,8 @@ def tensors(file: File, told: Mapping[str, Any]) -> Iterator[StoredTensor]:
     for value in file.values:
         if value.key and value.key not in seen:
             seen |= {value.key, value.scales}
-            yield other(value, file.blobs, *floats.get(value.key, (value.key, "")))
+            name, reason = floats.get(value.key, (value.key, "")) if value.dtype != "int32" else (biases.get(value.weight) or value.key, "")
+            yield other(value, file.blobs, name, reason)
     for key, raw in raws.items():
         if key not in seen:
             name, reason = floats.get(key, (key, ""))

@@ -55,14 +55,16 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
     placed = placements(small.plan, "executorch", small.network.framework, small.recipe.allow_float)
     choices = {name: choose(small.plan.compressed[name]) for name, found in placed.items() if found.placement != "float"}
     weights, aliases = small.network.weights(), names_of_constants(small, simplified(module))
-    left = floats(small, module, aliases, {name: found.reason for name, found in placed.items() if name not in choices})
+    refused = {name: found.reason for name, found in placed.items() if name not in choices}
+    named = names_of_floats(small, module, aliases, refused)
+    left = floats(module, named, refused)
     builder, native, static = Builder(module, small.encoded), {}, {}
     for site in find_sites(module, {name: weights[name].value for name in choices}, aliases):
         choice = choices[site.name]
         if choice.way == "decode" or not reads_weight(site):
             place_site(builder, site, choice if choice.way == "decode" else read_by(site.user.target))
             continue
-        native.setdefault(site.name, []).append(held(small.encoded[site.name], site.user))
+        native.setdefault(site.name, []).append(held(small.encoded[site.name], site.user, named))
         if choice.way == "static":
             static[site.user.name] = site
         else:
@@ -93,18 +95,27 @@ def in_static_int8(small: Compressed, builder: Any, static: Mapping[str, Any]) -
     return quantize_static(builder, names, quantizer, partial(place_codes, static), batches(small))
 
 
-def floats(small: Compressed, module: Any, aliases: Mapping[str, str] | None, refused: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The metadata of tensors that stay in float."""
-    from exporters.executorch_kernels import float_key
+def names_of_floats(small: Compressed, module: Any, aliases: Mapping[str, str] | None, refused: Mapping[str, str]) -> dict[str, str]:
+    """The plan's names of tensors that stay in float, by the graph's."""
     from exporters.torch_graph import names_by_value
 
     weights = small.network.weights()
     wanted = {d.name: weights[d.name].value for d in small.plan.decisions if d.format is None or d.name in refused}
-    readers = {node.target: next(iter(node.users)) for node in module.graph.find_nodes(op="get_attr")}
-    found = names_by_value(module, wanted) if aliases is None else {aliases[target]: target for target in readers if aliases.get(target) in wanted}
-    return {
-        name: {"file_name": float_key(module, readers[target], target), "placement": "float", "reason": refused.get(name, "")} for name, target in found.items()
-    }
+    if aliases is None:
+        return {target: name for name, target in names_by_value(module, wanted).items()}
+    return {node.target: aliases[node.target] for node in module.graph.find_nodes(op="get_attr") if aliases.get(node.target) in wanted}
+
+
+def floats(module: Any, named: Mapping[str, str], refused: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The metadata of tensors that stay in float."""
+    from exporters.executorch_kernels import float_key
+
+    found = {}
+    for node in module.graph.find_nodes(op="get_attr"):
+        name = named.get(node.target)
+        if name is not None:
+            found[name] = {"file_name": float_key(module, next(iter(node.users)), node.target), "placement": "float", "reason": refused.get(name, "")}
+    return found
 
 
 def described(builder: Any, name: str, choice: Choice, native: list[Any]) -> dict[str, Any]:
