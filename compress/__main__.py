@@ -106,7 +106,8 @@ def compress(
         str | None,
         typer.Option(
             "--to",
-            help="Exporter: litert (tflite), litert-converter, onnx, torch, executorch, safetensors (bitsandbytes, compressed-tensors), gguf. Default: by the suffix.",
+            help="Exporter: litert (tflite), litert-converter, onnx, torch, executorch, safetensors (bitsandbytes, compressed-tensors), gguf. "
+            "Default: by the suffix.",
         ),
     ] = None,
     calibration: Calibration = None,

@@ -1,11 +1,13 @@
 """Graphs as XNNPACK's partitioner knows them: constants that lie as operators want them, products as linear layers, biases inside, few permutations."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import fx
 
-from exporters.torch_graph import LAYOUT_OPS, aten, constant, drop_dead_operators
+from exporters.torch_graph import LAYOUT_OPS, Builder, aten, constant, drop_dead_operators
+from exporters.torch_kernels import PADDED, plain_convolution
 
 PRODUCTS = (aten.matmul.default, aten.mm.default)
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default)
@@ -22,7 +24,13 @@ def simplified(module: fx.GraphModule) -> dict[str, str]:
         elif node.target is aten.view.default:
             node.target = aten.reshape.default
     for node in list(module.graph.nodes):
-        if node.target in PRODUCTS or node.target is aten.addmm.default:
+        if node.target in PADDED:
+            with module.graph.inserting_before(node):
+                in_numbers = plain_convolution(Builder(module, {}), node, node.args[1])
+            in_numbers.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(in_numbers)
+            module.graph.erase_node(node)
+        elif node.target in PRODUCTS or node.target is aten.addmm.default:
             as_linear(module, node, origins)
     for node in list(module.graph.nodes):
         join_bias(module, node, origins)
@@ -138,3 +146,41 @@ def whole_mean(module: fx.GraphModule, node: fx.Node) -> None:
             means = module.graph.call_function(aten.mean.dim, (node.args[0], [2, 3], True))
         means.meta["val"] = node.meta["val"][..., None, None]
         replaced(node, aten.reshape.default, means, list(node.meta["val"].shape))
+
+
+def attention_in_parts(module: fx.GraphModule) -> None:
+    """Attention as the products and the softmax that XNNPACK has, instead of torch's decomposition, which takes care of rows with nothing to attend to.
+
+    Such rows give the mean of all values here, as in the models' own attention that adds a mask, and zeros in torch's fused operator.
+    """
+    for node in list(module.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)):
+        given = {argument.name: value for argument, value in zip(node.target._schema.arguments, node.args, strict=False)} | node.kwargs
+        q, k, v = (given[name] for name in ("query", "key", "value"))
+        if given.get("is_causal") or given.get("enable_gqa") or q.meta["val"].shape[:-2] != k.meta["val"].shape[:-2]:
+            continue
+        with module.graph.inserting_before(node):
+            value = attention(Builder(module, {}), q, k, v, given.get("attn_mask"), given.get("scale"))
+        node.replace_all_uses_with(value)
+        module.graph.erase_node(node)
+    module.recompile()
+
+
+def attention(b: Builder, q: fx.Node, k: fx.Node, v: fx.Node, mask: fx.Node | None, scale: float | None) -> fx.Node:
+    """softmax(q k' scale + mask) v, of q [..., queries, size], k and v [..., keys, size]."""
+    (*heads, queries, size), keys = q.meta["val"].shape, k.meta["val"].shape[-2]
+    scaled = b.call(aten.mul.Tensor, q, size**-0.5 if scale is None else scale)
+    flat = [b.call(aten.reshape.default, x, [prod(heads), *x.meta["val"].shape[-2:]]) for x in (k, v)]
+    scores = b.call(aten.bmm.default, b.call(aten.reshape.default, scaled, [prod(heads), queries, size]), b.call(aten.transpose.int, flat[0], 1, 2))
+    scores = b.call(aten.reshape.default, scores, [*heads, queries, keys])
+    if mask is not None:
+        scores = b.call(aten.add.Tensor, scores, added(b, mask))
+    shares = b.call(aten.reshape.default, b.call(aten.softmax.int, scores, -1), [prod(heads), queries, keys])
+    return b.call(aten.reshape.default, b.call(aten.bmm.default, shares, flat[1]), [*heads, queries, v.meta["val"].shape[-1]])
+
+
+def added(b: Builder, mask: fx.Node) -> fx.Node:
+    """A mask as numbers to be added: the lowest float where it says no."""
+    if mask.meta["val"].dtype != torch.bool:
+        return mask
+    no = b.call(aten.to.dtype, b.call(aten.logical_not.default, mask), torch.float32)
+    return b.call(aten.mul.Tensor, no, torch.finfo(torch.float32).min)

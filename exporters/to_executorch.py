@@ -150,8 +150,10 @@ def lowered(small: Compressed, module: Any, about: str) -> tuple[bytes, dict[str
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
+    from exporters.executorch_graph import attention_in_parts
     from exporters.torch_graph import drop_dead_constants, drop_dead_operators, strip
 
+    attention_in_parts(module)
     drop_dead_operators(module)
     drop_dead_constants(module, set())
     program = torch.export.export(module, example(small.network))
