@@ -61,7 +61,7 @@ def int8(decision: Decision, fmt: IntFormat) -> Choice:
     if isinstance(activations, StaticActivations):
         known = kind in (*LINEAR, *CONVOLUTIONS)
         return Choice("static", "native") if known else decode(decision, f"XNNPACK has no static int8 kernel for layers of kind {kind}")
-    if kind in (*LINEAR, "conv2d"):
+    if kind in LINEAR or (kind == "conv2d" and decision.shape[1] > 1):  # XNNPACK runs one input channel in its depthwise kernel
         return Choice("dynamic", "native")
     return decode(decision, f"XNNPACK has no kernel for dynamic activations in layers of kind {kind}")
 

@@ -13,7 +13,7 @@ from compress.pipeline import Compressed
 from compress.plan import Decision
 from exporters import METADATA_KEY, Placed, metadata, placements
 from exporters.executorch_placing import QUANTIZES, Choice, choose
-from exporters.pte_file import read_contents
+from exporters.pte_file import contents_of, opened, read_contents
 from exporters.to_torch import batches, example, float_program, the_static_activations
 
 SUFFIX = ".pte"
@@ -144,7 +144,7 @@ def bits(tensor: Any) -> Any:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def lowered(small: Compressed, module: Any, about: str) -> tuple[bytes, dict[str, int]]:
+def lowered(small: Compressed, module: Any, about: str) -> tuple[bytes, Counter]:
     """The file's bytes, and how often it calls each operator outside of XNNPACK."""
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -158,27 +158,30 @@ def lowered(small: Compressed, module: Any, about: str) -> tuple[bytes, dict[str
     drop_dead_constants(module, set())
     program = torch.export.export(module, example(small.network))
     strip(program)
-    edge = to_edge_transform_and_lower(
-        program,
-        partitioner=[XnnpackPartitioner()],
-        constant_methods={METADATA_KEY: about},
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),  # codes and half floats are types that the check does not know
-    )
-    outside = Counter(str(node.target.name()) for node in edge.exported_program().graph.nodes if hasattr(node.target, "_op"))
-    lost = [name for name in outside if name.startswith("quantized_decomposed")]
+    try:
+        edge = to_edge_transform_and_lower(
+            program, partitioner=[XnnpackPartitioner()], constant_methods={METADATA_KEY: about}, compile_config=EdgeCompileConfig(_check_ir_validity=False)
+        )
+    except Exception as error:
+        raise ExportError(f"ExecuTorch could not lower the model: {error}") from error
+    outside = [node for node in edge.exported_program().graph.nodes if hasattr(node.target, "_op")]
+    lost = [str(node.args[0]) for node in outside if node.target.name().startswith("quantized_decomposed")]
     if lost:
-        raise ExportError(f"XNNPACK's partitioner left {', '.join(lost)} to portable kernels, although the plan wants integer products")
-    return edge.to_executorch().buffer, dict(outside)
+        raise ExportError(f"XNNPACK's partitioner left in float what the plan wants in integers: {', '.join(lost)}")
+    return edge.to_executorch().buffer, Counter(node.target.name() for node in outside)
 
 
 def check_loads(data: bytes) -> None:
-    """Refused, with the runtime's own words, where it cannot load the file."""
+    """Refused where the runtime cannot load the file, with the operators that it lacks or in its own words."""
     from executorch.runtime import Runtime
 
+    runtime = Runtime.get()
     try:
-        Runtime.get().load_program(data).load_method("forward")
+        runtime.load_program(data).load_method("forward")
     except RuntimeError as error:
-        raise Refused(f"ExecuTorch cannot load this model: {error}") from error
+        kernels = runtime.operator_registry.operator_names
+        lacking = [name for name in contents_of(opened(data)).operators if "::" in name and name not in kernels]
+        raise Refused(f"ExecuTorch has no kernels for {', '.join(lacking)}" if lacking else f"ExecuTorch cannot load this model: {error}") from error
 
 
 def notes(stored: Mapping[str, Mapping[str, Any]], outside: Mapping[str, int]) -> tuple[str, ...]:
