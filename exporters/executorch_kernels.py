@@ -38,7 +38,7 @@ class Held:
 def reads_weight(site: Site) -> bool:
     """Whether the reader is a layer that XNNPACK could run."""
     user = site.user
-    if user.args[1] is not site.source if len(user.args) > 1 else True:
+    if len(user.args) < 2 or user.args[1] is not site.source:
         return False
     if user.target is aten.conv_transpose2d.input:
         ungrouped = len(user.args) < 7 or user.args[6] == 1
@@ -50,9 +50,8 @@ def held(encoded: Encoded, user: fx.Node, named: Mapping[str, str]) -> Held:
     """`named` has the plan's names of float constants by the graph's."""
     axes = stored_axes(user, encoded.shape)
     codes, bias = encoded.codes.transpose(axes), user.args[2] if len(user.args) > 2 else None
-    return Held(
-        key(packed(codes) if encoded.format.bits == 4 else codes), f"scale_{key(scale_bits(encoded))}", axes, "" if bias is None else named.get(bias.target, "")
-    )
+    payload = packed(codes) if encoded.format.bits == 4 else codes
+    return Held(key(payload), f"scale_{key(scale_bits(encoded))}", axes, "" if bias is None else named.get(bias.target, ""))
 
 
 def stored_axes(user: fx.Node, shape: tuple[int, ...]) -> tuple[int, ...]:

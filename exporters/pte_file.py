@@ -165,7 +165,7 @@ def program_constants(file: File) -> dict[str, Raw]:
             dtype, numpy_type = scalar(tensor)
             data = bytes(file.program.constant_buffer[tensor.data_buffer_idx].storage)[: prod(tensor.sizes) * np.dtype(numpy_type).itemsize]
             name = hashlib.sha256(data).hexdigest()
-            found[name] = Raw(name, dtype, tuple(tensor.sizes), name, len(data), np.frombuffer(data, numpy_type).reshape(tensor.sizes))
+            found[name] = Raw(name, dtype, tuple(tensor.sizes), name, len(data), np.frombuffer(data, numpy_type).reshape(tensor.sizes).copy())
     return found
 
 
@@ -194,13 +194,15 @@ def tensors(file: File, told: Mapping[str, Any]) -> Iterator[StoredTensor]:
 
 
 def native(file: File, name: str, entry: Mapping[str, Any], seen: set[str]) -> Iterator[StoredTensor]:
-    """A planned tensor that XNNPACK computes with; nothing where no XNNPACK graph reads its codes with its scales."""
-    held, fmt, shape = entry["native"][0], FORMAT.validate_python(entry["format"]), tuple(entry["shape"])
+    """A planned tensor that XNNPACK computes with; nothing where a layer does not read its codes with its scales."""
+    fmt, shape = FORMAT.validate_python(entry["format"]), tuple(entry["shape"])
     dtype = dtype_name(fmt)
-    if not any(value.quantized and (value.key, value.scales, value.dtype) == (held["codes"], held["scales"], dtype) for value in file.values):
+    found = {(value.key, value.scales) for value in file.values if value.quantized and value.dtype == dtype}
+    if not entry["native"] or not found.issuperset((held["codes"], held["scales"]) for held in entry["native"]):
         return
-    sizes = [0 if key in seen else len(file.blobs[key]) for key in (held["codes"], held["scales"])]
-    seen |= {held["codes"], held["scales"]}
+    sizes = [sum(len(file.blobs[key]) for key in {held[part] for held in entry["native"]} - seen) for part in ("codes", "scales")]
+    seen |= {held[part] for held in entry["native"] for part in ("codes", "scales")}
+    held = entry["native"][0]
     codes, scales = codes_of(file.blobs[held["codes"]], fmt, shape, tuple(held["axes"])), scales_of(file.blobs[held["scales"]], fmt, shape)
     yield StoredTensor(name, held["codes"], shape, dtype, entry["placement"], entry["reason"], *sizes, codes=codes, scales=scales)
 
@@ -210,7 +212,7 @@ def codes_of(data: bytes, fmt: IntFormat, shape: tuple[int, ...], axes: tuple[in
     if fmt.bits == 4:
         return unpacked(np.frombuffer(data, np.uint8).reshape(shape[0], -1), shape[1])
     stored = np.frombuffer(data, np.int8).reshape([shape[axis] for axis in axes])
-    return np.ascontiguousarray(stored.transpose(np.argsort(axes)))
+    return stored.transpose(np.argsort(axes)).copy(order="C")  # the file's bytes are not kept
 
 
 def unpacked(data: np.ndarray, columns: int) -> np.ndarray:

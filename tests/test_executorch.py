@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from test_exporters import exported
+from test_exporters import FORMATS, exported
 from zoo import flipped
 
 torch = pytest.importorskip("torch")
@@ -12,11 +12,15 @@ pytest.importorskip("executorch")
 from torch import nn  # noqa: E402
 
 import exporters  # noqa: E402
-from compress.errors import BrokenFile  # noqa: E402
+from compress.errors import BrokenFile, Refused  # noqa: E402
+from compress.formats import DynamicActivations  # noqa: E402
 from compress.pipeline import compress  # noqa: E402
+from compress.plan import Decision  # noqa: E402
 from compress.recipe import Recipe  # noqa: E402
+from compress.steps import Quantize  # noqa: E402
+from compress.steps.selector import Selector  # noqa: E402
 from evaluators.runtimes import executorch_xnnpack as runtime  # noqa: E402
-from exporters import executorch_graph, executorch_kernels, pte_file  # noqa: E402
+from exporters import executorch_graph, executorch_kernels, pte_file, to_executorch  # noqa: E402
 from exporters.torch_graph import flat_module  # noqa: E402
 
 
@@ -52,6 +56,49 @@ def test_every_kind_of_layer_computes_in_calibrated_int8(tmp_path):
     got, expected = session.run(inputs)[0], network.run(inputs)[0]
     # six tensors rounded to 8 bits between input and output
     assert np.square(got - expected).mean() < 1e-3 * np.square(expected).mean()
+
+
+class Many(nn.Module):
+    """One linear layer for each format, all of the same input."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(64, 32) for _ in range(count))
+
+    def forward(self, x):
+        return torch.stack([layer(x) for layer in self.layers])
+
+
+@pytest.mark.parametrize("activations", [None, DynamicActivations()])
+def test_every_weight_format_is_stored_exactly_or_refused(activations, tmp_path):
+    def recipe(formats):
+        steps = [Quantize(select=Selector(name=f"layers.{i}.weight"), weights=fmt, activations=activations) for i, fmt in enumerate(formats)]
+        return Recipe(name="formats", steps=tuple(steps))
+
+    def unknown(fmt):
+        decision = Decision("w", "linear", (32, 64), fmt, activations, (0,), "", False, 0)
+        try:
+            to_executorch.place(decision, "pytorch")
+        except Refused as error:
+            assert len(str(error)) > 60
+            return True
+        return False
+
+    known = [fmt for fmt in FORMATS if not unknown(fmt)]
+    assert {fmt.bits for fmt in known} == {4, 8, 16} and len(known) > 15
+    data = noise(4, 64)
+    small = compress(Many(len(known)), recipe(known), inputs=data)
+    artifact = exporters.export(small, tmp_path / "formats.pte")
+    stored = {t.name: t for t in artifact.tensors}
+    assert all(stored[name].payload_bytes <= small.plan.compressed[name].size_bytes for name in small.encoded)
+    network = small.simulate()
+    inputs = {network.inputs[0].name: data[:1]}
+    got, expected = runtime.load(artifact, 1).run(inputs)[0], network.run(inputs)[0]
+    for (name, encoded), theirs, ours in zip(small.encoded.items(), got, expected, strict=True):
+        integers = stored[name].placement == "native"  # whose kernels round each input to 8 bits: by at most half of 1/255 of their range
+        reach = np.ptp(data[0]) / 255 / 2 * 1.01 * np.abs(encoded.decode()).sum(1).max() if integers else 1e-4 * np.abs(ours).max()
+        assert np.abs(theirs - ours).max() <= reach + 1e-5, encoded.format
 
 
 def test_convolutions_over_time(tmp_path):
