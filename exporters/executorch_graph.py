@@ -10,6 +10,7 @@ from exporters.torch_graph import LAYOUT_OPS, Builder, aten, constant, drop_dead
 from exporters.torch_kernels import PADDED, plain_convolution
 
 PRODUCTS = (aten.matmul.default, aten.mm.default)
+IN_PLACE = {aten.relu_.default: aten.relu.default, aten.hardtanh_.default: aten.hardtanh.default}
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default)
 ELEMENTWISE = (aten.relu.default, aten.hardtanh.default, aten.sigmoid.default, aten.tanh.default, aten.gelu.default, aten.silu.default, aten.elu.default)
 ELEMENTWISE += (aten.leaky_relu.default, aten.hardswish.default, aten.clamp.default)
@@ -23,6 +24,10 @@ def simplified(module: fx.GraphModule) -> dict[str, str]:
             node.replace_all_uses_with(node.args[0])
         elif node.target is aten.view.default:
             node.target = aten.reshape.default
+        elif node.target is aten.relu6.default:
+            node.target, node.args = aten.hardtanh.default, (node.args[0], 0.0, 6.0)
+        elif node.target in IN_PLACE and len(node.args[0].users) == 1:
+            node.target = IN_PLACE[node.target]
     for node in list(module.graph.nodes):
         if node.target in PADDED:
             with module.graph.inserting_before(node):

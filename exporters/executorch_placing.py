@@ -8,7 +8,7 @@ from compress.formats import CodebookFormat, FloatFormat, IntFormat, PerAxis, Pe
 from compress.plan import Decision, Placement
 
 Way = Literal["decode", "dynamic", "static"]
-"""decode   expanded to float32 by ExecuTorch's portable kernels at each run, before the operator that reads it
+"""decode   expanded to float32 by ExecuTorch's portable kernels at each run, which then run the operator that reads it
 dynamic  XNNPACK's product of int8 or int4 weights with activations quantized per token at run time
 static   XNNPACK's int8 product with activations quantized by calibrated ranges
 """
@@ -45,9 +45,10 @@ def choose(decision: Decision) -> Choice:
 
 
 def decode(decision: Decision, why: str) -> Choice:
-    rows = "the rows that are looked up are" if decision.kind == "embedding" else "it is"
-    unquantized = "" if decision.activations is None else "; its activations stay in float"
-    return Choice("decode", "decoded", f"{why}: {rows} expanded to float32 at each run, outside of XNNPACK{unquantized}")
+    if decision.kind == "embedding":
+        return Choice("decode", "decoded", f"{why}: the rows that are looked up are expanded to float32")
+    unquantized = "" if decision.activations is None else " with activations in float"
+    return Choice("decode", "decoded", f"{why}: it is expanded to float32 at each run, and its layer runs outside of XNNPACK{unquantized}")
 
 
 def int8(decision: Decision, fmt: IntFormat) -> Choice:

@@ -73,7 +73,9 @@ def opened(data: bytes) -> File:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     found = deserialize_pte_binary(data)
-    plan = next(plan for plan in found.program.execution_plan if plan.name == "forward")
+    plan = next((plan for plan in found.program.execution_plan if plan.name == "forward"), None)
+    if plan is None:
+        raise ValueError("it has no method named forward")
     named = {} if found.named_data is None else {key: found.named_data.buffers[entry.buffer_index] for key, entry in found.named_data.pte_data.items()}
     values, layers, blobs = [], Counter(), dict(named)
     for delegate in plan.delegates:
@@ -200,6 +202,9 @@ def native(file: File, name: str, entry: Mapping[str, Any], seen: set[str]) -> I
     found = {(value.key, value.scales) for value in file.values if value.quantized and value.dtype == dtype}
     if not entry["native"] or not found.issuperset((held["codes"], held["scales"]) for held in entry["native"]):
         return
+    for key in (held[part] for held in entry["native"] for part in ("codes", "scales")):
+        if hashlib.sha256(file.blobs[key]).hexdigest() != key.removeprefix("scale_"):
+            raise ValueError(f"the bytes of {name} are not those that their name tells")
     sizes = [sum(len(file.blobs[key]) for key in {held[part] for held in entry["native"]} - seen) for part in ("codes", "scales")]
     seen |= {held[part] for held in entry["native"] for part in ("codes", "scales")}
     held = entry["native"][0]

@@ -29,13 +29,13 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def layers() -> nn.Module:
-    """Groups, padding that is not the same on both sides, a multiplier of channels, a transposed convolution."""
+    """Groups, padding that differs between the sides, a multiplier of channels, a transposed convolution, and activations in place."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(4, 8, 3, groups=2, padding="same"),
-        nn.ReLU6(),
+        nn.ReLU6(inplace=True),
         nn.Conv2d(8, 16, 2, groups=8, padding="same"),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.ConvTranspose2d(16, 6, 3, stride=2, padding=1, output_padding=1),
         nn.MaxPool2d(2),
         nn.Flatten(),
@@ -51,6 +51,7 @@ def test_every_kind_of_layer_computes_in_calibrated_int8(tmp_path):
     assert all(stored[name].placement == "native" for name in small.encoded)
     assert {stored[f"{index}.bias"].dtype for index in (0, 2, 4, 7)} == {"int32"}
     assert not [name for name in artifact.contents.operators if not name.startswith("xnnpack.")]
+    assert "xnnpack.XNNClamp" not in artifact.contents.operators  # layers clamp their own sums
     session, network = runtime.load(artifact, 1), small.simulate()
     inputs = {network.inputs[0].name: data[:1]}
     got, expected = session.run(inputs)[0], network.run(inputs)[0]
@@ -174,6 +175,15 @@ def test_files_of_others_are_read(tmp_path):
     weight = next(t for t in artifact.tensors if t.shape == (8, 16))
     assert (weight.dtype, weight.placement, weight.payload_bytes, weight.scale_bytes) == ("int8", "native", 128, 32)
     assert artifact.contents.inputs[0].shape == (1, 16) and artifact.contents.activation_ranges == 2
+
+
+def test_a_weight_with_another_code_is_named_as_damage(tmp_path):
+    small, artifact = exported("executorch", Recipe.load("int8-dynamic"), "torch_linear")
+    whole, codes = artifact.path.read_bytes(), small.encoded["weight"].codes.tobytes()
+    assert whole.count(codes) == 1
+    (tmp_path / "hurt.pte").write_bytes(whole.replace(codes, codes[:-1] + bytes([codes[-1] ^ 1])))
+    with pytest.raises(BrokenFile, match="hurt.pte.*bytes of weight"):
+        exporters.inspect(tmp_path / "hurt.pte")
 
 
 def test_damage_is_named_and_nothing_else_escapes(tmp_path):
