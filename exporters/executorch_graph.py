@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import fx
@@ -153,21 +154,31 @@ def whole_mean(module: fx.GraphModule, node: fx.Node) -> None:
         replaced(node, aten.reshape.default, means, list(node.meta["val"].shape))
 
 
-def attention_in_parts(module: fx.GraphModule) -> None:
-    """Attention as the products and the softmax that XNNPACK has, instead of torch's decomposition, which takes care of rows with nothing to attend to.
+def attention_in_parts(module: fx.GraphModule) -> bool:
+    """Writes attention as the products and the softmax that XNNPACK has; whether there was any.
 
-    Such rows give the mean of all values here, as in the models' own attention that adds a mask, and zeros in torch's fused operator.
+    torch's decomposition also takes care of queries with no key to attend to: they give zeros there, the mean of all values here, as where models add a mask.
     """
-    for node in list(module.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)):
-        given = {argument.name: value for argument, value in zip(node.target._schema.arguments, node.args, strict=False)} | node.kwargs
-        q, k, v = (given[name] for name in ("query", "key", "value"))
-        if given.get("is_causal") or given.get("enable_gqa") or q.meta["val"].shape[:-2] != k.meta["val"].shape[:-2]:
-            continue
+    found = [node for node in module.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default) if in_heads(node)]
+    for node in found:
+        given = arguments(node)
         with module.graph.inserting_before(node):
-            value = attention(Builder(module, {}), q, k, v, given.get("attn_mask"), given.get("scale"))
+            value = attention(Builder(module, {}), *node.args[:3], given.get("attn_mask"), given.get("scale"))
         node.replace_all_uses_with(value)
         module.graph.erase_node(node)
     module.recompile()
+    return bool(found)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """By name, those that the graph gives."""
+    return {argument.name: value for argument, value in zip(node.target._schema.arguments, node.args, strict=False)} | node.kwargs
+
+
+def in_heads(node: fx.Node) -> bool:
+    """Whether all heads attend in the same way, each with keys of its own."""
+    given, (q, k) = arguments(node), node.args[:2]
+    return not given.get("is_causal") and not given.get("enable_gqa") and q.meta["val"].shape[:-2] == k.meta["val"].shape[:-2]
 
 
 def attention(b: Builder, q: fx.Node, k: fx.Node, v: fx.Node, mask: fx.Node | None, scale: float | None) -> fx.Node:

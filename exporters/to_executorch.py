@@ -151,12 +151,13 @@ def lowered(small: Compressed, module: Any, about: str) -> tuple[bytes, Counter]
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     from exporters.executorch_graph import attention_in_parts
-    from exporters.torch_graph import drop_dead_constants, drop_dead_operators, strip
+    from exporters.torch_graph import drop_dead_constants, drop_dead_operators, flat_module, strip
 
-    attention_in_parts(module)
     drop_dead_operators(module)
     drop_dead_constants(module, set())
     program = torch.export.export(module, example(small.network))
+    if attention_in_parts(module := flat_module(program)):
+        program = torch.export.export(module, example(small.network))
     strip(program)
     try:
         edge = to_edge_transform_and_lower(

@@ -99,6 +99,33 @@ def test_every_weight_format_is_stored_exactly_or_refused(tmp_path):
         assert np.abs(theirs - ours).max() <= reach + 1e-5, encoded.format
 
 
+MIXED = """
+name: mixed
+steps:
+  - step: quantize
+    select: {name: "2.weight"}
+    weights: {type: int, bits: 4, granularity: {type: group, size: 32}, rule: qmax, scale_dtype: bfloat16}
+    activations: {type: dynamic}
+  - {step: quantize, select: {name: "4.weight"}, weights: {type: float, dtype: float16}}
+  - {step: quantize, weights: {type: int, bits: 8, granularity: {type: tensor}, rule: narrow}, activations: {type: static}}
+"""
+
+
+def test_formats_mix_with_static_layers(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32))
+    data = noise(16, 64)
+    small = compress(model, Recipe.parse(MIXED), calibration=data)
+    artifact = exporters.export(small, tmp_path / "mixed.pte")
+    stored = {t.name: (t.dtype, t.placement) for t in artifact.tensors}
+    assert stored["0.weight"] == stored["6.weight"] == ("int8", "native")
+    assert (stored["2.weight"], stored["4.weight"]) == (("int4", "native"), ("float16", "decoded"))
+    network = small.simulate()
+    inputs = {network.inputs[0].name: data[:1]}
+    got, expected = runtime.load(artifact, 1).run(inputs)[0], network.run(inputs)[0]
+    assert np.square(got - expected).mean() < 1e-3 * np.square(expected).mean()
+
+
 def test_convolutions_over_time(tmp_path):
     torch.manual_seed(0)
     data = noise(8, 6, 20)
