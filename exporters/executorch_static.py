@@ -15,11 +15,16 @@ from exporters.torch_graph import Builder, Site, aten
 from exporters.torch_pt2e import CoreObserver, decomposed
 
 FUSED = (aten.relu.default, aten.hardtanh.default)  # XNNPACK clamps the sums of a layer to their range
+IN_INT8 = (*FUSED, aten.add.Tensor, aten.mul.Tensor, aten.cat.default, aten.adaptive_avg_pool2d.default, aten.max_pool2d.default, aten.mean.dim)
+IN_INT8 += (aten.permute.default, aten.transpose.int, aten.reshape.default, aten.flatten.using_ints, aten.dropout.default)
 WITHOUT_WEIGHTS = ("add_relu", "add", "mul_relu", "mul", "cat", "adaptive_avg_pool2d")
 
 
 class PlannedQuantizer(Quantizer):
-    """XNNPACK's configuration on exactly the planned layers, and on the operators without weights that its own quantizer takes."""
+    """XNNPACK's configuration on exactly the planned layers, and on the operators without weights that lie between them.
+
+    A sum that goes into a layer norm stays in float: XNNPACK computes norms in float only, and rounding it to 8 bits would gain nothing.
+    """
 
     def __init__(self, planned: set[str], activations: StaticActivations):
         super().__init__()
@@ -40,9 +45,13 @@ class PlannedQuantizer(Quantizer):
             if node.name in self.planned:
                 self.annotate_layer(node)
         for pattern in WITHOUT_WEIGHTS:
-            OP_TO_ANNOTATOR[pattern](model, self.config)
+            OP_TO_ANNOTATOR[pattern](model, self.config, self.reaches_a_layer)
         propagate_annotation(model)
         return model
+
+    def reaches_a_layer(self, node: torch.fx.Node) -> bool:
+        """Whether a planned layer reads it, or what operators in int8 make of it."""
+        return any(user.name in self.planned or (user.target in IN_INT8 and self.reaches_a_layer(user)) for user in node.users)
 
     def annotate_layer(self, node: torch.fx.Node) -> None:
         last, users = node, list(node.users)

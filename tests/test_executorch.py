@@ -99,6 +99,31 @@ def test_every_weight_format_is_stored_exactly_or_refused(tmp_path):
         assert np.abs(theirs - ours).max() <= reach + 1e-5, encoded.format
 
 
+class Residual(nn.Module):
+    """A sum that a layer reads, and one that a layer norm reads."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down, self.norm, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        x = x + self.up(x)
+        return self.out(self.norm(x + self.down(x)))
+
+
+def test_sums_compute_in_int8_where_layers_read_them(tmp_path):
+    data = noise(16, 16)
+    small = compress(Residual(), "int8-static", calibration=data)
+    artifact = exporters.export(small, tmp_path / "sums.pte")
+    quantized = [value for value in pte_file.opened(artifact.path.read_bytes()).values if value.quantized and not value.key]
+    assert len(quantized) == 6  # x and three outputs of layers, the first sum, and what the norm gives
+    network = small.simulate()
+    inputs = {network.inputs[0].name: data[:1]}
+    got, expected = runtime.load(artifact, 1).run(inputs)[0], network.run(inputs)[0]
+    assert np.square(got - expected).mean() < 1e-3 * np.square(expected).mean()
+
+
 MIXED = """
 name: mixed
 steps:
