@@ -101,12 +101,13 @@ def show_report(results, folder: Path) -> None:
 def compress(
     model: Model,
     recipe: RecipeName,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact: .tflite, .onnx, .pt2, .gguf, or DIR/model.safetensors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact: .tflite, .onnx, .pt2, .pte, .gguf, or DIR/model.safetensors.")],
     to: Annotated[
         str | None,
         typer.Option(
             "--to",
-            help="Exporter: litert (tflite), litert-converter, onnx, torch, safetensors (bitsandbytes, compressed-tensors), gguf. Default: by the suffix.",
+            help="Exporter: litert (tflite), litert-converter, onnx, torch, executorch, safetensors (bitsandbytes, compressed-tensors), gguf. "
+            "Default: by the suffix.",
         ),
     ] = None,
     calibration: Calibration = None,
@@ -226,7 +227,7 @@ def print_rows(title: str, columns: list[str], rows: list[tuple[str, ...]], bold
 
 
 @app.command()
-def inspect(file: Annotated[Path, typer.Argument(help="A .tflite, .onnx, .pt2, .safetensors or .gguf file, whoever wrote it.")]) -> None:
+def inspect(file: Annotated[Path, typer.Argument(help="A .tflite, .onnx, .pt2, .pte, .safetensors or .gguf file, whoever wrote it.")]) -> None:
     """Show what a file holds: tensors, number formats, operators and where its bytes go.
 
     Example: `compresskit inspect model.tflite`

@@ -11,6 +11,7 @@ BRINGS = {
     "tensorflow": "Keras models; LiteRT files and their runtime",
     "torch": "PyTorch models, .pt2 files, torch runtimes; LiteRT files from PyTorch",
     "onnx": "ONNX files and ONNX Runtime",
+    "executorch": "ExecuTorch's .pte files and their runtime",
     "kernels": "compiled loops for large tensors, the same bits faster",
     "checkpoints": "what loads the checkpoints that are written: bitsandbytes and compressed-tensors in transformers; GGUF files",
     "peers": "libraries that `compresskit conformance` and benchmarks compare with",

@@ -18,6 +18,7 @@ PACKAGES = {
     "tensorflow": ("tensorflow", "keras", "ai-edge-litert", "litert-torch", "litert-quantizer"),
     "torch": ("torch", "torchao", "litert-torch"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "executorch": ("executorch", "torch", "torchao"),
 }
 """Packages of each extra whose version can change what is measured."""
 

@@ -26,6 +26,7 @@ EXPORTERS = Registry(
         "litert-converter": Entry("exporters.litert_converter", "tensorflow", "LiteRT .tflite quantized by TFLiteConverter itself (Keras models)"),
         "onnx": Entry("exporters.to_onnx", "onnx", "ONNX: QDQ, MatMulInteger, MatMulNBits"),
         "torch": Entry("exporters.to_torch", "torch", "torch.export .pt2: torchao, PT2E, int4 groups"),
+        "executorch": Entry("exporters.to_executorch", "executorch", "ExecuTorch .pte: XNNPACK in float, int8 and int4"),
         "safetensors": Entry("exporters.to_safetensors", "checkpoints", "Hugging Face checkpoint: bitsandbytes NF4 and FP4, compressed-tensors"),
         "gguf": Entry("exporters.to_gguf", "checkpoints", "GGUF for llama.cpp: Q4_0, Q4_1, Q8_0, F16, BF16"),
     },
@@ -34,12 +35,13 @@ EXPORTERS = Registry(
         "tflite-converter": "litert-converter",
         "pt2": "torch",
         "pytorch": "torch",
+        "pte": "executorch",
         "bitsandbytes": "safetensors",
         "compressed-tensors": "safetensors",
     },
 )
 
-READERS = {".tflite": "litert", ".onnx": "onnx", ".pt2": "torch", ".safetensors": "safetensors", ".gguf": "gguf"}
+READERS = {".tflite": "litert", ".onnx": "onnx", ".pt2": "torch", ".pte": "executorch", ".safetensors": "safetensors", ".gguf": "gguf"}
 METADATA_KEY = "compresskit"
 FOLDED = 1e-5  # relative: converters fold constants into float weights in float32, in an order of their own
 
@@ -189,7 +191,7 @@ def reader_of(path: Path) -> str:
 
 
 def inspect(path: str | os.PathLike) -> Artifact:
-    """What a .tflite, .onnx, .pt2, .safetensors or .gguf file holds, whoever wrote it."""
+    """What a .tflite, .onnx, .pt2, .pte, .safetensors or .gguf file holds, whoever wrote it."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")

@@ -112,10 +112,11 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
         else:
             static[node.name] = site.name
     if static:
-        from exporters.torch_pt2e import quantize_static
+        from exporters.torch_pt2e import PlannedQuantizer, place_codes, quantize_static
 
         module.recompile()
-        module = quantize_static(builder, static, the_static_activations(small, set(static.values())), batches(small))
+        quantizer = PlannedQuantizer(set(static), the_static_activations(small, set(static.values())))
+        module = quantize_static(builder, static, quantizer, place_codes, batches(small))
     return module, kept | {name: described(builder, name, choice.at_load) for name, choice in choices.items()}
 
 

@@ -152,7 +152,7 @@ def static_site(builder: Builder, site: Site) -> torch.fx.Node | None:
     with builder.module.graph.inserting_before(site.user):
         weight = builder.attribute(builder.register(site.name, "float", torch.from_numpy(builder.encoded[site.name].decode())))
         if call is None:
-            node = plain_convolution(builder, site, weight)
+            node = plain_convolution(builder, site.user, weight)
         else:
             node = builder.call(aten.linear.default, call.x, weight, *(() if call.bias is None else (call.bias,)))
     node.meta["val"] = site.user.meta["val"]
@@ -161,11 +161,11 @@ def static_site(builder: Builder, site: Site) -> torch.fx.Node | None:
     return node
 
 
-def plain_convolution(builder: Builder, site: Site, weight: torch.fx.Node) -> torch.fx.Node:
-    """The convolution with stride, padding and dilation in numbers for each axis: neither quantizer nor kernel knows `padding="same"`."""
-    args = site.user.args
-    kernel = builder.encoded[site.name].codes.shape[2:]
-    padded = site.user.target in PADDED
+def plain_convolution(builder: Builder, convolution: torch.fx.Node, weight: torch.fx.Node) -> torch.fx.Node:
+    """The convolution of another weight, its stride, padding and dilation in numbers for each axis: neither quantizer nor kernel knows `padding="same"`."""
+    args = convolution.args
+    kernel = args[1].meta["val"].shape[2:]
+    padded = convolution.target in PADDED
     bias, stride, padding, dilation, groups = (*args[2:], *(None, [1], "valid" if padded else [0], [1], 1)[len(args) - 2 :])
     stride, dilation = per_axis(stride, kernel), per_axis(dilation, kernel)
     x = args[0]
@@ -175,7 +175,7 @@ def plain_convolution(builder: Builder, site: Site, weight: torch.fx.Node) -> to
             x = builder.call(aten.pad.default, x, [amount for total in reversed(totals) for amount in (total // 2, total - total // 2)])
             totals = [0] * len(totals)
         padding = [total // 2 for total in totals]
-    return builder.call(PADDED.get(site.user.target, site.user.target), x, weight, bias, stride, per_axis(padding, kernel), dilation, groups)
+    return builder.call(PADDED.get(convolution.target, convolution.target), x, weight, bias, stride, per_axis(padding, kernel), dilation, groups)
 
 
 def per_axis(values: int | list[int], kernel: tuple[int, ...]) -> list[int]:

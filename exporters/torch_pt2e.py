@@ -1,12 +1,12 @@
 """Static int8 through PT2E and the x86 quantizer, with the core's codes, scales and activation ranges instead of the quantizer's own."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torchao.quantization.pt2e import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import QuantizationSpec
+from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
 from torchao.quantization.pt2e.quantizer.utils import QuantizationConfig
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 
@@ -20,12 +20,13 @@ SMALLEST_SCALE = 2**-12 / 255  # of a tensor that calibration saw as zero everyw
 
 
 class CoreObserver(ObserverBase):
-    """Lets the core's calibration decide a tensor's range: uint8 codes, whose grid is that of asymmetric int8."""
+    """Lets the core's calibration decide a tensor's range: codes in int8, or in uint8, whose grid is the same."""
 
     def __init__(self, activations: StaticActivations, dtype: torch.dtype = torch.uint8, **_given_by_the_quantizer):
         super().__init__(dtype)
         self.core = calibration.observer(activations)
-        self.qscheme, self.quant_min, self.quant_max = torch.per_tensor_affine, 0, 255
+        self.qscheme = torch.per_tensor_affine
+        self.quant_min, self.quant_max = torch.iinfo(dtype).min, torch.iinfo(dtype).max
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.isfinite(x).all():
@@ -37,7 +38,7 @@ class CoreObserver(ObserverBase):
         found = self.core.range()
         scale = np.float32(max((found.high - found.low) / 255, SMALLEST_SCALE))
         zero = int(np.clip(np.rint(-found.low / scale), 0, 255))
-        return torch.tensor([scale]), torch.tensor([zero])
+        return torch.tensor([scale]), torch.tensor([zero + self.quant_min])
 
 
 class PlannedQuantizer(X86InductorQuantizer):
@@ -70,18 +71,22 @@ class PlannedQuantizer(X86InductorQuantizer):
 
 
 def quantize_static(
-    builder: Builder, sites: Mapping[str, str], activations: StaticActivations, batches: Iterable[tuple[torch.Tensor, ...]]
+    builder: Builder,
+    sites: Mapping[str, str],
+    quantizer: Quantizer,
+    place: Callable[[Builder, torch.fx.Node, str], bool],
+    batches: Iterable[tuple[torch.Tensor, ...]],
 ) -> torch.fx.GraphModule:
     """The module with every operator of `sites` (its name to its weight's name) computing in int8.
 
-    ExportError names the operators that the quantizer left in float all the same.
+    `place` puts the core's numbers before an operator, and returns False where the quantizer left it in float all the same: ExportError names its weight.
     """
-    prepared = prepare_pt2e(builder.module, PlannedQuantizer(set(sites), activations))
+    prepared = prepare_pt2e(builder.module, quantizer)
     with torch.no_grad():
         for batch in batches:
             prepared(*batch)
     builder.module = convert_pt2e(prepared)
-    left = [sites[node.name] for node in builder.module.graph.nodes if node.name in sites and not place_codes(builder, node, sites[node.name])]
+    left = [sites[node.name] for node in builder.module.graph.nodes if node.name in sites and not place(builder, node, sites[node.name])]
     missing = set(sites) - {node.name for node in builder.module.graph.nodes}
     left += [sites[name] for name in missing]
     if left:

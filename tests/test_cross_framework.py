@@ -15,6 +15,7 @@ from compress.pipeline import compress
 from compress.recipe import Recipe, built_in
 
 FILES = ("litert", "onnx", "torch")
+SLOW_FILES = {"executorch": [(r, m) for r in ("int8-static", "int4-group32") for m in ("torch_cnn", "keras_cnn")]}  # seconds for each: what is native there
 MODELS = ("torch_cnn", "torch_text", "keras_cnn")
 
 # Recipes that a runtime has no operators for, with words of its reason. Everything else is in all three files.
@@ -60,7 +61,7 @@ ARMS = [(recipe, model) for recipe in built_in() for model in MODELS if model !=
 @pytest.mark.parametrize(("recipe", "model"), ARMS)
 def test_the_codes_are_the_same_in_every_file(recipe, model):
     written = {}
-    for exporter in FILES:
+    for exporter in (*FILES, *(slow for slow, arms in SLOW_FILES.items() if (recipe, model) in arms)):
         small, artifact = exported(exporter, shortened(Recipe.load(recipe)), model)
         reason = ABSENT.get((exporter, recipe))
         assert isinstance(artifact, Refused) == (reason is not None), artifact

@@ -24,12 +24,15 @@ from evaluators.runtimes import RUNTIMES
 
 FOLDER = Path(tempfile.mkdtemp(prefix="compresskit-tests-"))
 
+ONE_LAYER = ("torch_linear", "torch_conv")
 UNTRAINED = [name for name in built_in() if not Recipe.load(name).trains]  # those that train are exported by test_cross_framework.py
 CONVERTERS_MODES = ("float32", "float16", "int8-dynamic", "int8-static", "int16x8")  # what TFLiteConverter quantizes to
+XNNPACKS = ("float32", "float16", "int8-weight-only", "int8-dynamic", "int8-static", "int4-group32")  # what it computes with, or ExecuTorch decodes
 # What a runtime cannot do, by (exporter, recipe): the reason must hold these words. Everything else must work.
 REFUSED = {
     ("onnx", "int16x8"): "int16",
     ("torch", "int16x8"): "int16",
+    **{("executorch", name): "XNNPACK" for name in UNTRAINED if name not in XNNPACKS},
     **{("litert-converter", name): "TFLiteConverter" for name in UNTRAINED if name not in CONVERTERS_MODES},
 }
 
@@ -71,9 +74,13 @@ def refusal(exporter: str, recipe: str, name: str) -> str | None:
     return REFUSED.get((exporter, recipe))
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("recipe", UNTRAINED)
-@pytest.mark.parametrize("exporter", exporters.EXPORTERS)
+# ExecuTorch takes 2 to 7 seconds to lower any model: whole networks, whose layers are of the same kinds, and one of them where weights are only decoded.
+DECODED = {"float16": "torch_cnn", "int8-weight-only": "torch_text"}
+ARMS = [(e, recipe, name) for e in exporters.EXPORTERS for recipe in UNTRAINED for name in CASES]
+ARMS = [(e, recipe, name) for e, recipe, name in ARMS if e != "executorch" or (name not in ONE_LAYER and DECODED.get(recipe, name) == name)]
+
+
+@pytest.mark.parametrize(("exporter", "recipe", "name"), ARMS)
 def test_built_in_recipes(exporter, recipe, name):
     small, artifact = exported(exporter, Recipe.load(recipe), name)
     reason = refusal(exporter, recipe, name)
@@ -103,7 +110,7 @@ def test_built_in_recipes(exporter, recipe, name):
 
 
 @pytest.mark.parametrize("zeros", ["a layer", "a channel"])
-@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch"])
+@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch", "executorch"])
 def test_weights_that_pruning_left_all_zero(exporter, zeros, tmp_path):
     """What follows a layer of zeros is its bias, whose range may be tiny: integer kernels must take the ratio of the scales all the same."""
     given = case("keras_cnn")
@@ -137,9 +144,9 @@ FORMATS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["torch_linear", "torch_conv"])
+@pytest.mark.parametrize("name", ONE_LAYER)
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
-@pytest.mark.parametrize("exporter", [e for e in exporters.EXPORTERS if e != "litert-converter"])
+@pytest.mark.parametrize("exporter", [e for e in exporters.EXPORTERS if e not in ("litert-converter", "executorch")])  # test_executorch.py has them in one file
 def test_every_weight_format_is_stored_exactly_or_refused_with_a_reason(exporter, fmt, name):
     small, artifact = exported(exporter, scheme(fmt), name)
     if isinstance(artifact, Refused):
@@ -157,7 +164,7 @@ def test_every_weight_format_is_stored_exactly_or_refused_with_a_reason(exporter
             assert np.abs(got - expected).max() <= bound, runtime
 
 
-@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch"])
+@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch", "executorch"])
 def test_dynamic_activations_stay_within_half_a_step_of_the_input(exporter):
     small, artifact = exported(exporter, scheme(IntFormat(8, PerAxis(), "narrow"), DynamicActivations()), "torch_linear")
     weight = np.abs(small.encoded["weight"].decode()).sum(1)
@@ -168,7 +175,7 @@ def test_dynamic_activations_stay_within_half_a_step_of_the_input(exporter):
             assert np.all(np.abs(got - expected) <= step / 2 * weight * 1.01 + 1e-5), runtime
 
 
-@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch"])
+@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch", "executorch"])
 def test_float_files_hold_the_weights_once(exporter):
     small, artifact = exported(exporter, Recipe.load("float32"), "torch_text")
     total = sum(d.float_bytes for d in small.plan.decisions)
@@ -187,7 +194,7 @@ def test_damaged_files_are_named(exporter, tmp_path):
             exporters.inspect(path)
 
 
-@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch"])
+@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch", "executorch"])
 def test_a_file_that_differs_from_the_plan_is_an_error_and_is_not_left_behind(exporter, tmp_path, monkeypatch):
     small, _ = exported(exporter, Recipe.load("int8-weight-only"), "torch_linear")
     module = exporters.EXPORTERS.load(exporter)
@@ -229,7 +236,7 @@ def test_static_recipes_want_calibration():
         compress(case("torch_linear").network, "int8-static", calibration=[])
 
 
-@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch"])
+@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch", "executorch"])
 def test_recurrent_layers_are_compressed_or_named(exporter):
     import torch
 

@@ -15,8 +15,9 @@ RUNTIMES = Registry(
         "onnxruntime": Entry("evaluators.runtimes.ort", "onnx", "ONNX Runtime's CPU provider"),
         "torch": Entry("evaluators.runtimes.torch_eager", "torch", "torch.export program run by eager kernels"),
         "torch-compiled": Entry("evaluators.runtimes.torch_compiled", "torch", "torch.export program compiled by Inductor"),
+        "executorch": Entry("evaluators.runtimes.executorch_xnnpack", "executorch", "ExecuTorch with its XNNPACK backend"),
     },
-    aliases={"tflite": "litert", "ort": "onnxruntime", "onnx": "onnxruntime", "pytorch": "torch"},
+    aliases={"tflite": "litert", "ort": "onnxruntime", "onnx": "onnxruntime", "pytorch": "torch", "pte": "executorch"},
 )
 
 

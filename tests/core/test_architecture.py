@@ -12,7 +12,7 @@ import exporters
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = {
     "tensorflow", "keras", "tf_keras", "torch", "torchao", "litert_torch", "ai_edge_litert", "litert_quantizer",
-    "onnx", "onnxruntime", "onnxscript", "transformers", "numba",
+    "onnx", "onnxruntime", "onnxscript", "executorch", "transformers", "numba",
 }  # fmt: skip
 ADAPTERS = ("compress/backends/", "compress/finetune/", "compress/conformance/", "exporters/", "evaluators/runtimes/")
 KERNELS = ("compress/numerics/kernels.py", "compress/numerics/kmeans_kernels.py")  # compiled loops, loaded where an array is large
