@@ -106,7 +106,7 @@ def test_bfloat16_is_expanded_straight_and_what_learns_stays_float32():
         y = layer(x)
     y.float().sum().backward()
     assert y.dtype == torch.bfloat16 and layer.lora.B.grad.dtype == x.grad.dtype == torch.float32
-    assert torch.equal(layer.linear.expanded(torch.bfloat16), layer.linear.weight.to(torch.bfloat16))
+    assert torch.equal(layer.linear.stored.expanded(layer.linear.tensors, torch.bfloat16), layer.linear.weight.to(torch.bfloat16))
     torch.testing.assert_close(y.float(), layer(x), rtol=0.02, atol=0.02)  # 8 bits of mantissa
 
 

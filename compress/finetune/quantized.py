@@ -22,7 +22,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, arrays: dict[str, torch.Tensor], fmt: Format, shape: tuple[int, int], bias: nn.Parameter | None):
         super().__init__()
         self.format, (self.out_features, self.in_features) = fmt, shape
-        self.arrays, self.written = tuple(arrays), FORMAT.dump_json(fmt).decode()
+        self.arrays, self.stored = tuple(arrays), stored.Stored(",".join(arrays), FORMAT.dump_json(fmt).decode(), shape)
         for name, array in arrays.items():
             self.register_buffer(name, array)
         self.bias = bias
@@ -41,20 +41,19 @@ class QuantizedLinear(nn.Module):
         arrays = stored.tensors(encode(weight.cpu(), fmt).numpy())
         return cls({name: array.to(weight.device) for name, array in arrays.items()}, fmt, shape, bias)
 
-    def expanded(self, dtype: torch.dtype, again: bool = False) -> torch.Tensor:
-        """The weight [out_features, in_features], rounded to dtype from float32; `again` on the way back."""
-        arrays, shape = [getattr(self, name) for name in self.arrays], [self.out_features, self.in_features]
-        return torch.ops.compresskit.expand.default(arrays, ",".join(self.arrays), self.written, shape, dtype, again)
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [getattr(self, name) for name in self.arrays]
 
     @property
     def weight(self) -> torch.Tensor:
         """float32 [out_features, in_features]"""
-        return self.expanded(torch.float32)
+        return self.stored.expanded(self.tensors, torch.float32)
 
     @property
     def encoded(self) -> Encoded:
         """The codes as the core has them."""
-        return stored.encoded({name: getattr(self, name) for name in self.arrays}, self.format, (self.out_features, self.in_features))
+        return stored.encoded(dict(zip(self.arrays, self.tensors, strict=True)), self.format, (self.out_features, self.in_features))
 
     @property
     def ledger(self) -> TensorLedger:

@@ -1,6 +1,7 @@
 """The arrays of an encoded weight as torch tensors, in the bytes that they are stored in, and the weight expanded from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from types import ModuleType
@@ -70,6 +71,19 @@ def expand(arrays: list[torch.Tensor], names: str, fmt: str, shape: list[int], d
 @torch.library.register_fake("compresskit::expand")
 def without_values(arrays: list[torch.Tensor], names: str, fmt: str, shape: list[int], dtype: torch.dtype, again: bool = False) -> torch.Tensor:
     return arrays[0].new_empty(shape, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a weight's arrays are to be read."""
+
+    names: str  # of the arrays, by commas
+    format: str  # JSON
+    shape: tuple[int, int]
+
+    def expanded(self, arrays: Sequence[torch.Tensor], dtype: torch.dtype, again: bool = False) -> torch.Tensor:
+        """The weight, rounded to dtype from float32; `again` on the way back."""
+        return torch.ops.compresskit.expand.default(list(arrays), self.names, self.format, list(self.shape), dtype, again)
 
 
 parsed = cache(FORMAT.validate_json)
