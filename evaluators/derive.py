@@ -8,12 +8,11 @@ from typing import Any
 
 from evaluators import statistics
 from evaluators.dataset import labels
-from evaluators.metrics import accuracy, latency, memory, size
+from evaluators.metrics import METRICS, accuracy, emulated, latency, memory, outputs, size
 from evaluators.results import Arm, Results
 from evaluators.store import Piece, Store
 
-STAGES = ("runtime", "target", "export", "data", "accuracy", "memory", "latency")
-PIECES = ("export", "accuracy", "memory", "latency")  # what an arm that is done has
+STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
 
 
 def load_results(folder: str | os.PathLike) -> Results:
@@ -70,7 +69,7 @@ class Reader:
 
     def arm(self, name: str) -> Arm:
         planned, runtime, export = self.planned[name], self.done(name, "runtime"), self.done(name, "export")
-        names = {key: planned[key] for key in ("model", "recipe", "recipe_id", "target")}
+        names = {key: planned[key] for key in ("model", "recipe", "recipe_id", "target", "target_title", "untimed")}
         column = {
             "runtime": planned["runtime"] or (runtime.owner if runtime else planned["label"]),
             "exporter": planned["exporter"] or (runtime.facts["exporter"] if runtime else ""),
@@ -83,11 +82,11 @@ class Reader:
         bad = next((piece for piece in pieces if piece and piece.status != "done"), None)
         if bad:
             return {"status": bad.status, "cause": bad.cause, "trace": bad.trace}
-        return {"status": "done" if all(self.done(name, kind) for kind in PIECES) else "pending"}
+        return {"status": "done" if all(self.done(name, kind) for kind in self.planned[name]["pieces"]) else "pending"}
 
     def seconds(self, name: str) -> dict[str, float]:
         """Own time of each piece; an export that several runtimes load is shared equally among their arms."""
-        pieces = {kind: self.piece(name, kind) for kind in PIECES}
+        pieces = {kind: self.piece(name, kind) for kind in self.planned[name]["pieces"]}
         found = {kind: piece.seconds for kind, piece in pieces.items() if piece}
         if "export" in found:
             found["export"] /= self.sharing[pieces["export"].key]
@@ -96,7 +95,7 @@ class Reader:
     def file_rows(self, name: str, export: Piece) -> dict[str, Any]:
         artifact = export.facts["artifact"]
         float32 = self.done(self.baselines.get(self.group(self.planned[name])), "export")
-        answers = self.done(name, "accuracy")
+        answers = self.answers(name)
         notes = (*artifact["notes"], *(accuracy.note(answers.arrays["answers"]) if answers else ()))
         return {
             "size": size.derive(export.facts, float32.facts["artifact"]["ledger"]["file_bytes"] if float32 else None),
@@ -107,19 +106,30 @@ class Reader:
             "notes": (*notes, *self.latency_notes(name)),
         }
 
+    def answers(self, name: str | None) -> Piece | None:
+        """What holds an arm's answers to the test samples."""
+        return self.done(name, "accuracy") or self.done(name, "emulated")
+
     def latency_notes(self, name: str) -> tuple[str, ...]:
         timed = self.done(name, "latency")
         return () if timed is None or timed.facts["steady"] else ("its time was not steady within 2% when the warm-up reached its limit of 10 s",)
 
     def measurements(self, name: str, runtime: Piece) -> dict[str, Any]:
         baseline = self.baselines.get(self.group(self.planned[name]))
-        used, answers, timed = (self.done(name, kind) for kind in ("memory", "accuracy", "latency"))
+        used, timed, emulation, home = (self.done(name, kind) for kind in ("memory", "latency", "emulated", "outputs"))
+        answers = self.answers(name)
         found: dict[str, Any] = {}
         if used:
             found["memory"] = memory.derive(used.facts, runtime.facts)
+        if emulation:
+            before = self.done(baseline, "emulated")
+            found["memory"] = memory.derive(emulation.facts, emulation.facts)
+            found["instructions"] = emulated.derive(emulation.arrays["counts"], before.arrays["counts"] if before else None)
+        if emulation and home:
+            found["agreement"] = outputs.derive(emulation.arrays, home.arrays)
         if answers:
-            float32 = self.done(baseline, "accuracy") if baseline != name else None
-            truth = labels(self.store.folder / "data" / self.links[name]["data"])
+            float32 = self.answers(baseline) if baseline != name else None
+            truth = labels(self.store.folder / "data" / self.links[name]["data"])[: len(answers.arrays["answers"])]
             found["accuracy"] = accuracy.derive(answers.arrays["answers"], float32.arrays["answers"] if float32 else None, truth)
         if timed:
             pair = self.store.piece(timed.facts["pair"])

@@ -18,7 +18,8 @@ from compress.formats import (
     PerTensor,
     StaticActivations,
 )
-from compress.plan import Decision, Placement
+from compress.artifact import Placement
+from compress.plan import Decision
 
 Kernel = Literal["decode", "integer", "qlinear_conv", "blocks", "bnb4", "gather", "gather_levels", "gather_blocks"]
 """decode         expanded to float32 by constant folding when the file is loaded
