@@ -1,13 +1,13 @@
 """Where measuring processes run. A target is named by its kind, as `kind:argument`, or by an entry of targets.yaml beside the study."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
-from compress.errors import RecipeError
+from compress.errors import RecipeError, Unreachable
 from compress.recipe import field_errors, parse_document
 from compress.registry import Entry, Registry, suggest
 from evaluators.worker import Worker
@@ -19,7 +19,8 @@ TARGETS = Registry(
         "arm64": Entry("evaluators.targets.arm64", about="an emulated arm64 core: outputs, instructions and memory, no milliseconds"),
     },
 )
-"""Kinds of targets. A module has `TARGET`, a document that is a `Target`, and `listed()`, the targets of its kind that can be named here."""
+"""Kinds of targets. A module has `TARGET`, a document that is a `Target`; `listed()`, the targets of its kind that can be named here; and, where
+there is something to prepare, `set_up(tell)`, which says by `tell` what it does."""
 
 FILE = "targets.yaml"
 
@@ -68,6 +69,10 @@ class Target(Protocol):
 
     def environment(self) -> dict[str, str]:
         """What explains its results, in words."""
+        ...
+
+    def runtimes(self) -> tuple[str, ...]:
+        """Runtimes that it could run."""
         ...
 
     def refuse(self, runtime: str, threads: int) -> None:
@@ -119,7 +124,25 @@ def made(kind: str, settings: dict[str, Any], source: str) -> Target:
         raise RecipeError(f"{source} is not a valid {kind} target:\n" + "\n".join(field_errors(error))) from error
 
 
-def listed() -> Iterator[Listed]:
-    """Every target that can be named on this machine without a file."""
+def listed(folder: Path = Path(".")) -> Iterator[Listed]:
+    """Every target that can be named on this machine, and those of `folder`/targets.yaml."""
     for kind in TARGETS:
         yield from TARGETS.load(kind).listed()
+    for name in in_file(folder / FILE):
+        yield own(name, open_target(name, folder))
+
+
+def own(name: str, target: Target) -> Listed:
+    try:
+        target.check()
+    except Unreachable as error:
+        return Listed(name, False, str(error), ())
+    return Listed(name, True, target.title, target.runtimes())
+
+
+def set_up(kind: str, tell: Callable[[str], None]) -> None:
+    """Prepares what a kind of target needs. Unreachable says what this machine lacks for it."""
+    prepare = getattr(TARGETS.load(kind), "set_up", None)
+    if prepare is None:
+        raise RecipeError(f"target {kind!r} needs no setting up")
+    prepare(tell)

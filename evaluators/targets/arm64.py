@@ -47,6 +47,9 @@ class Arm64(Settings):
         versions = ", ".join(f"{name} {version}" for name, version in made["wheels"].items())
         return {f"Emulated {PROFILES[self.profile].title}": f"qemu {made['qemu']}, -cpu {PROFILES[self.profile].qemu}; aarch64 builds of {versions}"}
 
+    def runtimes(self) -> tuple[str, ...]:
+        return RUNTIMES
+
     def refuse(self, runtime: str, threads: int) -> None:
         if runtime not in RUNTIMES:
             raise Refused(f"{runtime} is not set up on the emulated machine, which has {' and '.join(RUNTIMES)}")
@@ -61,6 +64,7 @@ class Arm64(Settings):
 
 
 TARGET = Arm64
+set_up = setup.set_up
 
 
 def listed() -> Iterator[Listed]:

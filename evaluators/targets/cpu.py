@@ -31,6 +31,9 @@ class Cpu(Settings):
     def environment(self) -> dict[str, str]:
         return environment()
 
+    def runtimes(self) -> tuple[str, ...]:
+        return tuple(filter(installed, RUNTIMES))
+
     def refuse(self, runtime: str, threads: int) -> None:
         if threads > cores():
             raise Refused(f"{threads} threads were asked for; this process may use {cores()} core(s)")
@@ -43,7 +46,7 @@ TARGET = Cpu
 
 
 def listed() -> Iterator[Listed]:
-    yield Listed("cpu", True, f"{cpu_model()}, {cores()} core(s)", tuple(filter(installed, RUNTIMES)))
+    yield Listed("cpu", True, f"{cpu_model()}, {cores()} core(s)", Cpu().runtimes())
 
 
 def installed(runtime: str) -> bool:
