@@ -10,6 +10,7 @@ from compress.numerics import predicted_bytes
 from compress.recipe import Recipe
 from compress.steps import Cluster, Prune
 
+
 @dataclass(frozen=True)
 class Decision:
     """One tensor's fate: the format it gets, or the reason why it is left in float, and the zeros and clusters it gets before."""

@@ -15,6 +15,15 @@ from evaluators.store import Piece, Store
 STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
 
 
+COUNTED = {
+    "Instructions": "On an emulated core one fresh process per arm and one thread under qemu. It runs the first test samples, as many as its accuracy says, "
+    "and keeps every output, which is compared with that of the same file on this machine's CPU. Then one inference of the first sample is counted "
+    f"{emulated.RUNS} times; the mean is shown. The Python interpreter's own instructions are left out; its libraries', "
+    "that is the runtime's, are in. Counts say nothing of caches and memory, and there are no milliseconds: the emulator's time is not a device's. Memory "
+    "is the peak of the process less the emulator's own and what importing the runtime took.",
+}
+
+
 def load_results(folder: str | os.PathLike) -> Results:
     """What the study in `folder` knows by now. InputError where there is no study.sqlite."""
     folder = Path(folder)
@@ -26,7 +35,7 @@ def load_results(folder: str | os.PathLike) -> Results:
             created=store.fact("created", ""),
             command=store.fact("command", ""),
             environment=store.fact("environment", {}) | runtime_facts(store, arms),
-            protocol=protocol(settings) if settings else {},
+            protocol=(protocol(settings) if settings else {}) | (COUNTED if any(arm.instructions for arm in arms) else {}),
             arms=adjusted(arms),
             wall_seconds=store.fact("wall_seconds", 0.0),
         )
@@ -69,7 +78,7 @@ class Reader:
 
     def arm(self, name: str) -> Arm:
         planned, runtime, export = self.planned[name], self.done(name, "runtime"), self.done(name, "export")
-        names = {key: planned[key] for key in ("model", "recipe", "recipe_id", "target", "target_title", "untimed")}
+        names = {key: planned[key] for key in ("model", "recipe", "recipe_id", "target", "untimed")}
         column = {
             "runtime": planned["runtime"] or (runtime.owner if runtime else planned["label"]),
             "exporter": planned["exporter"] or (runtime.facts["exporter"] if runtime else ""),

@@ -130,7 +130,6 @@ class Arm:
     accuracy: Accuracy | None = None
     instructions: Instructions | None = None
     agreement: Agreement | None = None
-    target_title: str = ""  # "this CPU", "Cortex-A76 (emulated)"
     untimed: str = ""  # why no latency is measured on its target, "" where it is
     artifact: str = ""  # file name relative to the study's folder
     sha256: str = ""

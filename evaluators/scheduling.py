@@ -65,7 +65,7 @@ class Run:
         column = {"label": arm.label.name, "runtime": arm.label.runtime, "exporter": arm.label.exporter}
         target = self.targets[arm.target]
         pieces = ["export", *target.metrics, *([] if target.untimed else ["latency"])]
-        where = {"target_title": target.title, "untimed": target.untimed, "pieces": pieces}
+        where = {"untimed": target.untimed, "pieces": pieces}
         return names | column | where | {"baseline": not arm.recipe.steps, "threads": self.study.threads, "task": self.study.task}
 
     # pieces

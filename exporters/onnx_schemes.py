@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import gcd, prod
 from typing import Literal
 
+from compress.artifact import Placement
 from compress.errors import Refused
 from compress.formats import (
     CodebookFormat,
@@ -18,7 +19,6 @@ from compress.formats import (
     PerTensor,
     StaticActivations,
 )
-from compress.artifact import Placement
 from compress.plan import Decision
 
 Kernel = Literal["decode", "integer", "qlinear_conv", "blocks", "bnb4", "gather", "gather_levels", "gather_blocks"]

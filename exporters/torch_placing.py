@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from compress.artifact import Placement
 from compress.errors import Refused
 from compress.formats import CodebookFormat, FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor
-from compress.artifact import Placement
 from compress.plan import Decision
 
 Way = Literal["decode", "load", "weight_only", "dynamic", "static", "int4", "bitsandbytes"]

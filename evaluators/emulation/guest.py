@@ -28,7 +28,7 @@ def peak_bytes() -> int:
 
 
 def resident() -> Iterator[tuple[int, int]]:
-    """Start and resident bytes of every mapping as this machine's kernel has it; qemu 7.2 maps guest addresses to themselves and hides the emulator in `maps`."""
+    """Start and resident bytes of every mapping, as this machine's kernel has them: qemu 7.2 shows only the guest's in `maps`, at the same addresses."""
     start = 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
         word, *rest = line.split()

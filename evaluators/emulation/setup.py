@@ -117,9 +117,8 @@ def build(work: Path, tell: Callable[[str], None]) -> None:
     debian.run(compiler(), "-O2", "-shared", "-fPIC", "-o", str(work / "counter.so"), str(COUNTER))
     for name in PROFILES:
         lay_out(work, name)
-    tell("a first run on every profile")
-    for name in PROFILES:
-        try_out(work, name)
+    tell("a first run")
+    try_out(work, next(iter(PROFILES)))
     (work / MADE).write_text(json.dumps({"qemu": qemu, "wheels": wheels(), "packages": packages}, indent=1), encoding="utf-8")
 
 

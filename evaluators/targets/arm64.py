@@ -21,7 +21,7 @@ class Arm64(Settings):
     """One core of a profile. Emulation is slow, so only the first `samples` of the study's test samples are run."""
 
     ARGUMENT: ClassVar = "profile"
-    untimed: ClassVar = "emulated: the emulator's time says nothing about a device's, so instructions are counted instead"
+    untimed: ClassVar = "it is emulated, and the emulator's time says nothing about a device's; instructions are counted instead"
     metrics: ClassVar = ("outputs", "emulated")
     profile: Literal[tuple(PROFILES)]
     samples: int = Field(32, ge=1)
