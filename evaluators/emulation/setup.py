@@ -101,7 +101,7 @@ def alone() -> Iterator[None]:
     with (folder / ".arm64.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in folder.glob(".arm64-*"):
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)
         yield
 
 
