@@ -35,7 +35,7 @@ def load_results(folder: str | os.PathLike) -> Results:
             created=store.fact("created", ""),
             command=store.fact("command", ""),
             environment=store.fact("environment", {}) | runtime_facts(store, arms),
-            protocol=(protocol(settings) if settings else {}) | (COUNTED if any(arm.instructions for arm in arms) else {}),
+            protocol=(protocol(settings, threads(store)) if settings else {}) | (COUNTED if any(arm.instructions for arm in arms) else {}),
             arms=adjusted(arms),
             wall_seconds=store.fact("wall_seconds", 0.0),
         )
@@ -156,9 +156,14 @@ def adjusted(arms: list[Arm]) -> tuple[Arm, ...]:
     return tuple(replace(arm, accuracy=replace(arm.accuracy, holm_p=together[arm.id])) if arm.id in together else arm for arm in arms)
 
 
-def protocol(settings: dict[str, Any]) -> dict[str, str]:
+def threads(store: Store) -> str:
+    """How many threads the arms that are timed have: "1", "1 or 4"."""
+    return " or ".join(map(str, sorted({arm["threads"] for arm in store.arms().values() if not arm["untimed"]}))) or "no"
+
+
+def protocol(settings: dict[str, Any], threads: str) -> dict[str, str]:
     """How it was measured, in words with their numbers."""
-    timing, threads = settings["latency"], settings["threads"]
+    timing = settings["latency"]
     return {
         "Latency": f"One fresh process per arm, batch 1, {threads} thread(s), pinned. All arms of a runtime are loaded and warmed up (at least 10 runs and "
         f"{timing['warmup_seconds']:g} s, until the median of 5 runs stays within 2%), then timed in {timing['blocks']} blocks each of at least "

@@ -38,7 +38,7 @@ def time_group(run: Any, group: list) -> None:
     if baseline:
         arms[AGAIN] = run.arguments(baseline)
     target = run.targets[missing[0].arm.target]
-    threads, study = run.study.threads, run.study
+    threads, study = run.threads(missing[0].arm), run.study
     again_of = baseline.arm.id if baseline else ""
 
     def tell(name: str, stage: str) -> None:

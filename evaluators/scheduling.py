@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,10 @@ class Run:
         target = self.targets[arm.target]
         pieces = ["export", *target.metrics, *([] if target.untimed else ["latency"])]
         where = {"untimed": target.untimed, "pieces": pieces}
-        return names | column | where | {"baseline": not arm.recipe.steps, "threads": self.study.threads, "task": self.study.task}
+        return names | column | where | {"baseline": not arm.recipe.steps, "threads": self.threads(arm), "task": self.study.task}
+
+    def threads(self, arm: Planned) -> int:
+        return self.targets[arm.target].thread_count(self.study.threads)
 
     # pieces
 
@@ -82,16 +86,16 @@ class Run:
         self.store.keep(piece)
         return piece
 
-    def fresh(self, function: str, *arguments: Any, start: Callable[[int], Worker] = Worker) -> Any:
+    def fresh(self, function: str, *arguments: Any, start: Callable[[], Worker] | None = None) -> Any:
         """The outcome of one call in a process of its own; its seconds include starting that."""
         self.begin_work()
         with self.worker(start) as worker:
             return worker.call(function, *arguments, limit=self.study.limit_seconds)
 
     @contextmanager
-    def worker(self, start: Callable[[int], Worker] = Worker):
+    def worker(self, start: Callable[[], Worker] | None = None):
         """A process that Ctrl-C ends too."""
-        with start(self.study.threads) as worker:
+        with start() if start else Worker(self.study.threads) as worker:
             with self.guard:
                 self.workers.add(worker)
             try:
@@ -197,7 +201,7 @@ class Run:
 
     def possible(self, arm: Planned, column: Column) -> bool:
         try:
-            self.targets[arm.target].refuse(column.runtime, self.study.threads)
+            self.targets[arm.target].refuse(column.runtime, self.threads(arm))
         except Refused as error:
             piece = Piece(identity("target", arm.id, str(error)), "target", arm.id, "refused", str(error))
             self.store.keep(piece)
@@ -241,12 +245,12 @@ class Run:
         """What every measurement of an arm depends on."""
         runtime = ready.column.runtime
         given = ready.export.facts["artifact"]["sha256"], runtime, self.runtime_versions(runtime), ready.data.key
-        return *given, self.study.threads, target.identity()
+        return *given, target.thread_count(self.study.threads), target.identity()
 
     def measured(self, kind: str, ready: Ready) -> Piece:
         self.progress.stage(ready.arm.id, kind)
         target = self.targets[ready.arm.target]
-        start = (self.home if kind in AT_HOME else target).start
+        start = partial((self.home if kind in AT_HOME else target).start, self.threads(ready.arm))
         samples = target.sample_count(self.study.samples)
         outcome = self.fresh(f"{METRICS.entries[kind].module}:measure", *self.arguments(ready), samples, start=start)
         return self.keep(kind, self.metric_key(kind, ready), ready.arm.id, outcome, lambda value: value)
@@ -254,7 +258,7 @@ class Run:
     def arguments(self, ready: Ready) -> tuple:
         """What `measure` and `load` in a measuring process take first."""
         folder = str(self.store.folder / ARTIFACTS)
-        return ready.export.facts["artifact"], folder, ready.column.runtime, self.study.threads, self.data_folder(ready.data)
+        return ready.export.facts["artifact"], folder, ready.column.runtime, self.threads(ready.arm), self.data_folder(ready.data)
 
 
 def finish(futures: Iterable[Future]) -> None:

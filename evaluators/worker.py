@@ -46,10 +46,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a Python with this project on its path is started, and what is to be cleaned up when it has ended."""
+    """How a Python with this project on its path is started, the cores that it may use (none: all), and what is to be cleaned up when it has ended."""
 
     python: Sequence[str]
     environment: Mapping[str, str]
+    cores: Sequence[int] = ()
     clean_up: Callable[[], None] = lambda: None
 
 
@@ -68,7 +69,7 @@ class Worker:
         self.pipe, theirs = Pipe()
         fixed = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONHASHSEED": "0"}
         self.process = subprocess.Popen(
-            [*self.launch.python, "-P", "-c", f"from evaluators.worker import main; main({theirs.fileno()}, {os.getpid()})"],
+            [*self.launch.python, "-P", "-c", f"from evaluators.worker import main; main({theirs.fileno()}, {os.getpid()}, {list(self.launch.cores)})"],
             env={**self.launch.environment, **fixed},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -175,11 +176,13 @@ def serve(connection: Connection) -> None:
         connection.send(attempt(function, arguments))
 
 
-def main(descriptor: int, parent: int) -> None:
+def main(descriptor: int, parent: int, cores: list[int]) -> None:
     """Runs in the new process. Ctrl-C is the parent's to handle; when the parent dies, so does this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)
     if os.getppid() != parent:
         return
     faulthandler.enable()
+    if cores:
+        os.sched_setaffinity(0, cores)
     serve(Connection(descriptor))

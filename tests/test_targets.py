@@ -122,9 +122,21 @@ def test_the_emulated_target_refuses_what_it_cannot_run():
     target = open_target("arm64:cortex-a76")
     with pytest.raises(Refused, match="torch is not set up"):
         target.refuse("torch", 1)
-    with pytest.raises(Refused, match="exactly on one"):
+    target.refuse("litert", target.thread_count(4))
+    assert target.thread_count(4) == 1
+
+
+def test_this_cpu_can_be_several_targets(tmp_path):
+    last = max(os.sched_getaffinity(0))
+    (tmp_path / "targets.yaml").write_text(f"last: {{kind: cpu, threads: 1, cores: [{last}]}}\nnone: {{kind: cpu, cores: [9999]}}\n")
+    target = open_target("last", tmp_path)
+    assert target.thread_count(2) == 1 and target.side_by_side(1) == 1 and target.identity() != open_target("cpu").identity()
+    with target.start(1) as worker:
+        assert worker.call("os:sched_getaffinity", 0, limit=60).value == {last}
+    with pytest.raises(Refused, match="1 core"):
         target.refuse("litert", 2)
-    target.refuse("litert", 1)
+    with pytest.raises(Unreachable, match="9999"):
+        open_target("none", tmp_path).check()
 
 
 def test_a_target_that_is_not_set_up_ends_a_study_before_any_work(tmp_path, monkeypatch):

@@ -59,6 +59,10 @@ class Target(Protocol):
         """How many of the study's test samples are run there."""
         ...
 
+    def thread_count(self, wanted: int) -> int:
+        """How many threads a runtime gets there, where the study says `wanted`."""
+        ...
+
     def start(self, threads: int) -> Worker:
         """A fresh measuring process."""
         ...

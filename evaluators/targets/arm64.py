@@ -18,7 +18,7 @@ SET_UP = "`compresskit targets setup arm64`"
 
 
 class Arm64(Settings):
-    """One core of a profile. Emulation is slow, so only the first `samples` of the study's test samples are run."""
+    """One core of a profile and one thread, on which counts are exact. Emulation is slow, so only the first `samples` of the study's test samples are run."""
 
     ARGUMENT: ClassVar = "profile"
     untimed: ClassVar = "it is emulated, and the emulator's time says nothing about a device's; instructions are counted instead"
@@ -35,6 +35,9 @@ class Arm64(Settings):
 
     def sample_count(self, wanted: int) -> int:
         return min(wanted, self.samples)
+
+    def thread_count(self, wanted: int) -> int:
+        return 1
 
     def start(self, threads: int) -> Worker:
         return Worker(threads, launch(setup.home(), self.profile))
@@ -53,8 +56,6 @@ class Arm64(Settings):
     def refuse(self, runtime: str, threads: int) -> None:
         if runtime not in RUNTIMES:
             raise Refused(f"{runtime} is not set up on the emulated machine, which has {' and '.join(RUNTIMES)}")
-        if threads > 1:
-            raise Refused(f"{threads} threads were asked for: instructions are counted exactly on one")
 
     def check(self) -> None:
         if setup.made() is None:
