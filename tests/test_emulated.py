@@ -121,7 +121,8 @@ def check(results: Results) -> None:
         # float kernels of another architecture add in another order; one step of an int8 activation is about 1% of its range
         assert arm.agreement.max_error <= (1e-4 if float32 else 0.02) * arm.agreement.largest, arm.id
         assert arm.instructions.spread <= 1e-4, arm.id
-        assert arm.latency is None and arm.memory.model_bytes > 0 and arm.instructions.fewer == pytest.approx(1) or not float32, arm.id
+        assert arm.latency is None and arm.untimed and arm.instructions.fewer is not None, arm.id
+        assert 0 < arm.memory.model_bytes < 100 * arm.size.file_bytes + 30e6, arm.id
 
 
 def test_outputs_and_counts_of_a_small_network(plain):

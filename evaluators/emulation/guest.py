@@ -20,11 +20,16 @@ def counted(run: Callable[[], Any]) -> list[int]:
 
 
 def peak_bytes() -> int:
-    """The largest resident set that this process had (VmHWM), less what belongs to the emulator by now: itself and the code that it translated."""
+    """The largest resident set that this process had: VmHWM less what belongs to the emulator by now, itself and the code that it translated.
+
+    What it translated since the peak is taken off too, so it is no less than what the guest holds now.
+    """
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    guest = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in Path("/proc/self/maps").read_text().splitlines()]
-    emulator = sum(size for start, size in resident() if not any(low <= start < high for low, high in guest))
-    return int(peak.split()[1]) * 1024 - emulator
+    ranges = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in Path("/proc/self/maps").read_text().splitlines()]
+    sizes = {True: 0, False: 0}  # of the guest's mappings, and of the emulator's
+    for start, size in resident():
+        sizes[any(low <= start < high for low, high in ranges)] += size
+    return max(int(peak.split()[1]) * 1024 - sizes[False], sizes[True])
 
 
 def resident() -> Iterator[tuple[int, int]]:
