@@ -50,7 +50,7 @@ def load():
 
 def part(seed, count):
     coarse = np.random.default_rng(seed).uniform(-1, 1, (count, 3, 14, 14)).astype(np.float32)
-    return {"image": coarse.repeat(16, 2).repeat(16, 3)}, np.arange(count)
+    return {"inputs": coarse.repeat(16, 2).repeat(16, 3)}, np.arange(count)
 
 def calibration():
     return part(1, 4)

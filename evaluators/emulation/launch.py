@@ -29,4 +29,4 @@ def launch(home: Path, profile: str) -> Launch:
     for package in (compress, evaluators):
         (folder / package.__name__).symlink_to(Path(package.__file__).parent)
     environment = {"PYTHONPATH": f"{SITE}:{folder}", "LANG": "C.UTF-8", COUNTS: str(folder / "counts")}
-    return Launch(command(home, profile, folder / "counts"), environment, scratch.cleanup)
+    return Launch(command(home, profile, folder / "counts"), environment, clean_up=scratch.cleanup)

@@ -6,6 +6,7 @@ Everything is made in a temporary folder, tried, and renamed at the end: a folde
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -20,18 +21,19 @@ from tempfile import mkdtemp
 
 from compress.errors import Unreachable
 from evaluators.emulation import debian
-from evaluators.emulation.launch import command
+from evaluators.emulation.guest import COUNTS
+from evaluators.emulation.launch import launch
 from evaluators.emulation.profiles import PROFILES
 from evaluators.store import identity
 
 CACHE = "COMPRESSKIT_CACHE"
 HERE = files("evaluators.emulation")
-COUNTER, WHEELS = HERE / "counter.c", HERE / "wheels.txt"
+COUNTER, WHEELS, EXECUTORCH = HERE / "counter.c", HERE / "wheels.txt", HERE / "executorch.cpp"
 MADE = "made.json"
 ARM64 = ("python3.11", "libstdc++6", "libgomp1")
-HOST = ("qemu-user",)
+HOST = ("qemu-user", "g++-12-aarch64-linux-gnu")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64", "any")
-TRY = "import numpy, onnxruntime, ai_edge_litert.interpreter, os; os.getppid()"
+TRY = "import numpy, onnxruntime, ai_edge_litert.interpreter, evaluators.runtimes.executorch_native as native, os; native.interface(); os.getppid()"
 
 
 def cache_folder() -> Path:
@@ -48,7 +50,7 @@ def home() -> Path:
 @cache
 def recipe() -> str:
     """Stands for everything that decides what is set up, except for the newest security fixes of Debian."""
-    sources = (HERE / name for name in ("counter.c", "wheels.txt", "profiles.py", "setup.py"))
+    sources = (HERE / name for name in ("counter.c", "executorch.cpp", "wheels.txt", "profiles.py", "setup.py"))
     return identity(debian.SUITE, *(source.read_text(encoding="utf-8") for source in sources))[:12]
 
 
@@ -71,6 +73,8 @@ def missing() -> list[str]:
     """What this machine lacks to set it up, in words."""
     if not sys.platform.startswith("linux"):
         return [f"Linux: qemu runs programs of another Linux machine, and this is {sys.platform}"]
+    if platform.machine() != "x86_64":
+        return [f"an x86-64 machine, and this is {platform.machine()}"]
     own = [] if compiler() else ["a C compiler (apt-get install gcc)"]
     return debian.missing() + own + ([] if find_spec("pip") else ["pip, in this Python environment"])
 
@@ -109,12 +113,12 @@ def build(work: Path, tell: Callable[[str], None]) -> None:
     root, host = work / "root", work / "host"
     packages = debian.unpack(ARM64, "arm64", work / "apt", root, tell)
     qemu = debian.unpack(HOST, debian.native(), work / "apt", host, tell)["qemu-user"]
-    for other in set((host / "usr/bin").glob("qemu-*")) - {host / "usr/bin/qemu-aarch64"}:
-        other.unlink()
     tell(f"aarch64 wheels: {', '.join(f'{name} {version}' for name, version in wheels().items())}")
     install_wheels(root / "opt/site")
-    tell("the counting plugin")
+    tell("the counting plugin, and ExecuTorch's C interface")
     debian.run(compiler(), "-O2", "-shared", "-fPIC", "-o", str(work / "counter.so"), str(COUNTER))
+    cross_compile(host, root)
+    trim(host)
     for name in PROFILES:
         lay_out(work, name)
     tell("a first run")
@@ -128,6 +132,27 @@ def install_wheels(site: Path) -> None:
     abi = ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none"]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile", "--only-binary", ":all:"]
     debian.run(*pip, "--require-hashes", "--target", str(site), *platforms, *abi, "-r", str(WHEELS))
+
+
+def cross_compile(host: Path, root: Path) -> None:
+    """ExecuTorch's C interface for arm64, by the cross compiler that was unpacked into `host`."""
+    parts, wheel = host / "usr/aarch64-linux-gnu", root / "opt/site/executorch"
+    system = [parts / "include/c++/12", parts / "include/c++/12/aarch64-linux-gnu", parts / "include"]
+    places = [f"--sysroot={host}", f"-B{host / 'usr/lib/gcc-cross/aarch64-linux-gnu/12'}", *(word for folder in system for word in ("-isystem", str(folder)))]
+    own = [f"-I{wheel / 'include'}", f"-I{wheel / 'include/executorch/runtime/core/portable_type/c10'}", "-DC10_USING_CUSTOM_GENERATED_MACROS"]
+    how = ["-O2", "-w", "-std=c++17", "-fPIC", "-shared"]
+    libraries = f"LD_LIBRARY_PATH={host / 'usr/lib/x86_64-linux-gnu'}"  # the compiler's own; libc stays this system's
+    compiler = [libraries, str(host / "usr/bin/aarch64-linux-gnu-g++-12")]
+    out = ["-o", str(root / "opt/executorch.so"), f"-L{wheel / 'lib'}", "-lexecutorch"]
+    debian.run("env", *compiler, *places, *own, *how, str(EXECUTORCH), *out)
+
+
+def trim(host: Path) -> None:
+    """Takes out what no run needs: the compiler, the other machines of qemu, documentation."""
+    for folder in ("usr/aarch64-linux-gnu", "usr/lib/gcc-cross", "usr/share"):
+        shutil.rmtree(host / folder)
+    for program in set((host / "usr/bin").iterdir()) - {host / "usr/bin/qemu-aarch64"}:
+        program.unlink()
 
 
 def lay_out(work: Path, profile: str) -> None:
@@ -145,8 +170,9 @@ def lay_out(work: Path, profile: str) -> None:
 
 def try_out(work: Path, profile: str) -> None:
     """Imports the runtimes and reads a count, which also compiles their Python files for all later runs."""
-    counts = work / "counts"
-    done = subprocess.run([*command(work, profile, counts), "-c", TRY], env={"PYTHONPATH": "/opt/site"}, capture_output=True, text=True)
-    if done.returncode or not counts.read_text(encoding="ascii"):
+    trial = launch(work, profile)
+    done = subprocess.run([*trial.python, "-c", TRY], env=trial.environment, capture_output=True, text=True)
+    counted = Path(trial.environment[COUNTS]).is_file() and Path(trial.environment[COUNTS]).read_text(encoding="ascii")
+    trial.clean_up()
+    if done.returncode or not counted:
         raise Unreachable(f"{PROFILES[profile].title} does not run under qemu here: {done.stderr.strip()[-2000:] or f'exit code {done.returncode}'}")
-    counts.unlink()

@@ -1,17 +1,19 @@
 """One process on an emulated machine: outputs on the test samples, peak memory, and the instructions of an inference by class."""
 
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evaluators.artifact_facts import from_facts
 from evaluators.dataset import stored_samples
 from evaluators.emulation.guest import CLASSES, counted, peak_bytes
 from evaluators.metrics.accuracy import answers, scores
 from evaluators.metrics.outputs import stacked
 from evaluators.results import Instructions
-from evaluators.runtimes import RUNTIMES
+from evaluators.runtimes import RUNTIMES, Runtime
 
 RUNS = 2  # that are counted, all of the first sample
 KERNELS = {"mmla": ("SMMLA", 32), "dot": ("SDOT", 16), "int_mla": ("SMLAL", 8), "fmla": ("FMLA", 4)}
@@ -20,18 +22,21 @@ KERNELS = {"mmla": ("SMMLA", 32), "dot": ("SDOT", 16), "int_mla": ("SMLAL", 8), 
 
 def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data: str, samples: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """`logits`, `answers` and `output_*` as the metrics of these names, and `counts` int64 [runs, classes]."""
-    from evaluators.metrics.session import load
-
-    module = RUNTIMES.load(runtime)
-    known = module.versions()
+    module = guest_module(runtime)
+    known, artifact = module.versions(), from_facts(facts, Path(folder))
     baseline = peak_bytes()
-    artifact, session = load(facts, folder, runtime, threads)
+    session = module.load(artifact, threads)
     inputs = list(islice(stored_samples(Path(data), artifact.contents.inputs), samples))
     rows = [session.run(sample) for sample in inputs]
     counts = np.array([counted(lambda: session.run(inputs[0])) for _ in range(1 + RUNS)][1:], np.int64)  # the first finds memory and symbols
     logits = np.stack([scores(row) for row in rows])
     kept = {"logits": logits, "answers": answers(logits), "counts": counts} | stacked(rows)
     return {"versions": known, "baseline_bytes": baseline, "peak_bytes": peak_bytes()}, kept
+
+
+def guest_module(runtime: str) -> Runtime:
+    """What loads a runtime's files there: ExecuTorch's Python needs torch, whose aarch64 wheel is made for CUDA."""
+    return import_module("evaluators.runtimes.executorch_native") if runtime == "executorch" else RUNTIMES.load(runtime)
 
 
 def derive(counts: np.ndarray, float32: np.ndarray | None) -> Instructions:

@@ -13,7 +13,7 @@ from evaluators.environment import cores
 from evaluators.targets import Listed, Settings
 from evaluators.worker import Worker
 
-RUNTIMES = ("litert", "onnxruntime")  # whose aarch64 builds are set up
+RUNTIMES = ("litert", "onnxruntime", "executorch")  # whose aarch64 builds are set up
 SET_UP = "`compresskit targets setup arm64`"
 
 
@@ -55,7 +55,7 @@ class Arm64(Settings):
 
     def refuse(self, runtime: str, threads: int) -> None:
         if runtime not in RUNTIMES:
-            raise Refused(f"{runtime} is not set up on the emulated machine, which has {' and '.join(RUNTIMES)}")
+            raise Refused(f"{runtime} is not set up on the emulated machine, which has {', '.join(RUNTIMES)}")
 
     def check(self) -> None:
         if setup.made() is None:
