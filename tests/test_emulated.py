@@ -14,8 +14,9 @@ from evaluators.emulation.profiles import PROFILES
 from evaluators.progress import TextProgress
 from evaluators.report import html, markdown, rows
 from evaluators.results import Arm, Results
+from evaluators.runtimes import RUNTIMES
 from evaluators.store import Store
-from evaluators.targets import open_target
+from evaluators.targets import arm64, open_target
 
 ROOT = Path(__file__).parents[1]
 PLAIN = """
@@ -120,7 +121,8 @@ def check(results: Results) -> None:
         assert arm.agreement.bit_equal or float32 or arm.runtime != "litert", arm.id
         # float kernels of another architecture add in another order; one step of an int8 activation is about 1% of its range
         assert arm.agreement.max_error <= (1e-4 if float32 else 0.02) * arm.agreement.largest, arm.id
-        assert arm.instructions.spread <= 1e-4, arm.id
+        # their Python bindings allocate, so that runs of these differ by a few hundred instructions of a million
+        assert arm.instructions.spread <= (1e-4 if arm.runtime == "litert" else 1e-3), arm.id
         assert arm.latency is None and arm.untimed and arm.instructions.fewer is not None, arm.id
         assert 0 < arm.memory.model_bytes < 100 * arm.size.file_bytes + 30e6, arm.id
 
@@ -174,10 +176,10 @@ def test_no_profile_promises_a_feature_that_its_emulated_core_lacks(emulated):
 
 
 @pytest.mark.slow
-def test_digits_on_both_runtimes(emulated, tmp_path):
+def test_digits_on_every_runtime(emulated, tmp_path):
     pytest.importorskip("keras")
     shutil.copytree(ROOT / "examples/digits", tmp_path, dirs_exist_ok=True)
-    check(study(tmp_path, "digits", "data.py", 8, "litert, onnxruntime", "arm64:cortex-a76"))
+    check(study(tmp_path, "digits", "data.py", 8, ", ".join(name for name in arm64.RUNTIMES if name in RUNTIMES), "arm64:cortex-a76"))
 
 
 @pytest.mark.slow
