@@ -9,7 +9,7 @@ from compress.errors import Refused, Unreachable
 from evaluators.emulation import setup
 from evaluators.emulation.launch import launch
 from evaluators.emulation.profiles import PROFILES
-from evaluators.environment import cores
+from evaluators.environment import cores, versions
 from evaluators.targets import Listed, Settings
 from evaluators.worker import Worker
 
@@ -46,9 +46,11 @@ class Arm64(Settings):
         return cores()
 
     def environment(self) -> dict[str, str]:
-        made = setup.made()
-        versions = ", ".join(f"{name} {version}" for name, version in made["wheels"].items())
-        return {f"Emulated {PROFILES[self.profile].title}": f"qemu {made['qemu']}, -cpu {PROFILES[self.profile].qemu}; aarch64 builds of {versions}"}
+        made, home, profile = setup.made(), versions(), PROFILES[self.profile]
+        builds = ", ".join(f"{name} {version}" for name, version in made["wheels"].items())
+        other = [f"{name} {home[name]}" for name, version in made["wheels"].items() if home.get(name, version) not in (version, "not installed")]
+        beside = f"; compared with {', '.join(other)} of this machine" if other else ""
+        return {f"Emulated {profile.title}": f"qemu {made['qemu']}, -cpu {profile.qemu}; aarch64 builds of {builds}{beside}"}
 
     def runtimes(self) -> tuple[str, ...]:
         return RUNTIMES
