@@ -44,7 +44,7 @@ def compare(
     """
     import evaluators
 
-    results = evaluators.compare(study, out, targets=list(filter(None, targets.split(","))))
+    results = evaluators.compare(study, out, targets=[name.strip() for name in targets.split(",") if name.strip()])
     show_report(results, out)
     failed = [arm.id for arm in results.arms if arm.status == "failed"]
     if failed:

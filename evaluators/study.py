@@ -120,7 +120,7 @@ class Study(Document):
             study = parse_document(cls, text, str(study))
             study._folder = path.parent
         if targets:
-            study = study.model_copy(update={"targets": tuple(targets)})
+            study = study.model_copy(update={"targets": tuple(dict.fromkeys(targets))})
         study.look_up()
         return study
 
