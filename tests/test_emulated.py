@@ -12,7 +12,7 @@ from compress.errors import Unreachable
 from evaluators.emulation import setup
 from evaluators.emulation.profiles import PROFILES
 from evaluators.progress import TextProgress
-from evaluators.report import html, markdown, rows
+from evaluators.report import html, markdown, rows, words
 from evaluators.results import Arm, Results
 from evaluators.runtimes import RUNTIMES
 from evaluators.store import Store
@@ -25,11 +25,11 @@ from torch import nn
 
 def load():
     torch.manual_seed(0)
-    layers = nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4096, 64)
+    layers = nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16384, 64)
     return nn.Sequential(*layers).eval()
 
 def part(seed, count):
-    x = np.random.default_rng(seed).standard_normal((count, 16, 16, 16)).astype(np.float32)
+    x = np.random.default_rng(seed).standard_normal((count, 16, 32, 32)).astype(np.float32)
     return {"input": x}, np.arange(count) % 64
 
 def calibration():
@@ -38,7 +38,7 @@ def calibration():
 def test(limit):
     return part(2, limit)
 """
-CONVOLUTIONS, LINEAR = 16 * 16 * 9 * 16 * 32 + 8 * 8 * 9 * 32 * 64, 4096 * 64  # multiply-adds of PLAIN, whose layers all are int8 products in int8-static
+CONVOLUTIONS, LINEAR = 32 * 32 * 9 * 16 * 32 + 16 * 16 * 9 * 32 * 64, 16384 * 64  # multiply-adds of PLAIN, whose layers all are int8 products in int8-static
 TRIED = ("cortex-a53", "cortex-a76", "armv8.6")
 EFFICIENTNET = """
 import numpy as np
@@ -156,7 +156,7 @@ def test_counts_repeat_in_another_process(plain):
 def test_a_report_shows_milliseconds_and_instructions_side_by_side(plain):
     results = plain[1]
     arm = by_name(results)["int8-static/litert/arm64:cortex-a76"]
-    millions = f"{arm.instructions.total / 1e6:.3g} M instructions"
+    millions = words.instructions(arm.instructions.total)
     for text in (html.page(results), markdown.page(results, {}).replace("\\", "")):
         assert "Side by side" in text and millions in text and "SDOT" in text and "bit-equal" in text
         assert "No latency on arm64:cortex-a53, arm64:cortex-a76 and arm64:armv8.6: it is emulated" in text
