@@ -1,6 +1,10 @@
 """The aarch64 builds of the runtimes under qemu: the same outputs as here, the same counts every time, and the kernels that a core has."""
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from io import StringIO
 from pathlib import Path
 
@@ -173,6 +177,26 @@ def test_no_profile_promises_a_feature_that_its_emulated_core_lacks(emulated):
             low, high = worker.call("builtins:eval", HWCAPS, limit=60).value
         features = low | (high << 32)
         assert not [feature for feature in profile.features.split() if feature in bits and not features >> bits[feature] & 1], name
+
+
+def test_a_guest_dies_with_the_process_that_started_it(emulated):
+    lines = (
+        "import time",
+        "from evaluators.targets import open_target",
+        "worker = open_target('arm64:cortex-a53').start(1)",
+        "worker.ask('time:sleep', 600)",
+        "print(worker.process.pid, flush=True)",
+        "time.sleep(600)",
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        guest = Path("/proc", parent.stdout.readline().strip())
+        assert "qemu" in (guest / "cmdline").read_text()
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while guest.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not guest.exists()
 
 
 @pytest.mark.slow

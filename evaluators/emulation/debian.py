@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from compress.errors import Unreachable
+from compress.errors import CompressError, Unreachable
 
 SUITE = "bookworm"  # the last whose qemu loads plugins, and whose Python the wheels are for
 MIRROR = "COMPRESSKIT_DEBIAN_MIRROR"
@@ -35,7 +35,7 @@ Dir::Etc::sourceparts "-";
 
 def missing() -> list[str]:
     """What this machine lacks for it, in words."""
-    tools = [f"{tool} (a Debian or Ubuntu system)" for tool in ("apt-get", "dpkg-deb", "dpkg") if not shutil.which(tool)]
+    tools = [f"{tool} (a Debian or Ubuntu system)" for tool in ("apt-get", "dpkg-deb", "dpkg", "setpriv") if not shutil.which(tool)]
     keys = [] if keyring() else ["Debian's signing keys (apt-get install debian-archive-keyring)"]
     if tools:
         return tools + keys
@@ -59,12 +59,12 @@ def mirrors() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def run(*command: str) -> str:
-    """What a command prints. Unreachable with its last words where it fails."""
+def run(*command: str, failure: type[CompressError] = Unreachable) -> str:
+    """What a command prints. An error with its last words where it fails."""
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ | {"LC_ALL": "C"})
     if done.returncode:
         last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-4:])
-        raise Unreachable(f"`{' '.join(command[:1])} {' '.join(word for word in command[1:] if '/' not in word)}` failed: {last}")
+        raise failure(f"`{Path(command[0]).name} {' '.join(word for word in command[1:] if '/' not in word)}` failed: {last}")
     return done.stdout
 
 

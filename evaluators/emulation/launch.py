@@ -17,7 +17,8 @@ def command(home: Path, profile: str, counts: Path) -> list[str]:
     host, root = home / "host", home / "profiles" / profile
     loader = next(host.glob("lib/*/ld-linux-*.so.*"))
     libraries = f"{loader.parent}:{host / 'usr/lib' / loader.parent.name}"
-    qemu = [str(loader), "--library-path", libraries, str(host / "usr/bin/qemu-aarch64")]
+    dies_with_parent = ["setpriv", "--pdeathsig", "KILL"]  # which a process can ask for itself, but not through qemu 7.2
+    qemu = [*dies_with_parent, str(loader), "--library-path", libraries, str(host / "usr/bin/qemu-aarch64")]
     plugin = f"{home / 'counter.so'},out={counts}"
     return [*qemu, "-cpu", PROFILES[profile].qemu, "-L", str(root), "-plugin", plugin, str(root / "usr/bin/python3.11")]
 

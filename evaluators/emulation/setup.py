@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 
-from compress.errors import Unreachable
+from compress.errors import CompressError, Unreachable
 from evaluators.emulation import debian
 from evaluators.emulation.guest import COUNTS
 from evaluators.emulation.launch import launch
@@ -116,7 +116,7 @@ def build(work: Path, tell: Callable[[str], None]) -> None:
     tell(f"aarch64 wheels: {', '.join(f'{name} {version}' for name, version in wheels().items())}")
     install_wheels(root / "opt/site")
     tell("the counting plugin, and ExecuTorch's C interface")
-    debian.run(compiler(), "-O2", "-shared", "-fPIC", "-o", str(work / "counter.so"), str(COUNTER))
+    debian.run(compiler(), "-O2", "-shared", "-fPIC", "-o", str(work / "counter.so"), str(COUNTER), failure=CompressError)
     cross_compile(host, root)
     trim(host)
     for name in PROFILES:
@@ -144,7 +144,7 @@ def cross_compile(host: Path, root: Path) -> None:
     libraries = f"LD_LIBRARY_PATH={host / 'usr/lib/x86_64-linux-gnu'}"  # the compiler's own; libc stays this system's
     compiler = [libraries, str(host / "usr/bin/aarch64-linux-gnu-g++-12")]
     out = ["-o", str(root / "opt/executorch.so"), f"-L{wheel / 'lib'}", "-lexecutorch"]
-    debian.run("env", *compiler, *places, *own, *how, str(EXECUTORCH), *out)
+    debian.run("env", *compiler, *places, *own, *how, str(EXECUTORCH), *out, failure=CompressError)
 
 
 def trim(host: Path) -> None:
@@ -175,4 +175,4 @@ def try_out(work: Path, profile: str) -> None:
     counted = Path(trial.environment[COUNTS]).is_file() and Path(trial.environment[COUNTS]).read_text(encoding="ascii")
     trial.clean_up()
     if done.returncode or not counted:
-        raise Unreachable(f"{PROFILES[profile].title} does not run under qemu here: {done.stderr.strip()[-2000:] or f'exit code {done.returncode}'}")
+        raise CompressError(f"{PROFILES[profile].title} does not run under qemu here: {done.stderr.strip()[-2000:] or f'exit code {done.returncode}'}")
