@@ -72,6 +72,7 @@ samples: %d
 recipes: [float32, int8-static]
 runtimes: [%s]
 targets: ["%s"]
+latency: {blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
 """
 
 
