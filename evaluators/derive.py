@@ -17,8 +17,8 @@ STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
 
 COUNTED = {
     "Instructions": "On an emulated core one fresh process per arm and one thread under qemu. It runs the first test samples, as many as its accuracy says, "
-    "and keeps every output, which is compared with that of the same file on this machine's CPU. Then one inference of the first sample is counted "
-    f"{emulated.RUNS} times, after one that does not count; the mean is shown. The Python interpreter's own instructions are left out; its libraries', "
+    "and keeps every output, which is compared with that of the same file on this machine's CPU. Then inferences of the first sample are counted until two "
+    f"in a row agree within {emulated.STEADY:g}; their mean is shown. The Python interpreter's own instructions are left out; its libraries', "
     "that is the runtime's, are in. Counts say nothing of caches and memory, and there are no milliseconds: the emulator's time is not a device's. Memory "
     "is the peak of the process less the emulator's own and what importing the runtime took.",
 }
