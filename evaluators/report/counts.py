@@ -58,7 +58,11 @@ def fewer(arm: Arm) -> str:
     if is_baseline(arm):
         return "baseline"
     ratio = arm.instructions.fewer
-    return "" if ratio is None else f"{words.times(ratio)} fewer" if ratio >= 1 else f"{words.times(1 / ratio)} as many"
+    if ratio is None:
+        return ""
+    if abs(ratio - 1) < 0.005:
+        return "as many"
+    return f"{words.times(ratio)} fewer" if ratio > 1 else f"{words.times(1 / ratio)} as many"
 
 
 def agreement(arm: Arm | None) -> str:
