@@ -34,14 +34,17 @@ Calibration = Annotated[
 def compare(
     study: Annotated[Path, typer.Argument(help="The study: models x recipes x runtimes x targets.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for artifacts, results and reports; a rerun continues there.")] = Path("report"),
+    targets: Annotated[str, typer.Option("--targets", help="Where to run instead of the study's own, with commas between: see `compresskit targets`.")] = "",
 ) -> None:
     """Run a study and write its report.
 
     Example: `compresskit compare examples/digits/study.yaml --out digits`
+
+    On emulated arm64 cores too: `compresskit compare examples/digits/study.yaml --targets cpu,arm64:cortex-a76 --out mobile`
     """
     import evaluators
 
-    results = evaluators.compare(study, out)
+    results = evaluators.compare(study, out, targets=[name.strip() for name in targets.split(",") if name.strip()])
     show_report(results, out)
     failed = [arm.id for arm in results.arms if arm.status == "failed"]
     if failed:
@@ -362,6 +365,49 @@ def memory(
     print_rows(shown.title, shown.columns, shown.rows, shown.bold)
     for note in shown.notes:
         console.print(note, highlight=False)
+
+
+where = typer.Typer(invoke_without_command=True)
+app.add_typer(where, name="targets")
+
+
+@where.callback()
+def targets(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Option("--folder", help="Where a targets.yaml lies, beside the study.")] = Path("."),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List where a study can run, what is reachable now and what each could run; or set one up.
+
+    Example: `compresskit targets`
+
+    Example: `compresskit targets setup arm64`
+    """
+    from dataclasses import asdict
+
+    from evaluators.targets import listed
+
+    if context.invoked_subcommand:
+        return
+    found = list(listed(folder))
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(one) for one in found], indent=2) + "\n")
+        return
+    rows = [(one.name, "yes" if one.reachable else "no", ", ".join(one.runtimes), one.state) for one in found]
+    print_rows("Targets", ["name", "reachable", "runs", "state"], rows)
+
+
+@where.command()
+def setup(kind: Annotated[str, typer.Argument(help="A kind of target, as arm64.")]) -> None:
+    """Prepare a kind of target in the user's cache folder, or in $COMPRESSKIT_CACHE. The machine itself is left as it is.
+
+    Example: `compresskit targets setup arm64`
+    """
+    from evaluators.targets import set_up
+
+    started = time.monotonic()
+    set_up(kind, lambda text: console.print(f"[{time.monotonic() - started:5.1f} s] {text}", markup=False, highlight=False))
+    console.print(f"[{time.monotonic() - started:5.1f} s] {kind} is ready", markup=False, highlight=False)
 
 
 @app.command()

@@ -5,12 +5,20 @@ import zlib
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from compress.network import InputSpec
-from compress.plan import Placement
+
+Placement = Literal["native", "decoded", "simulated", "float"]
+"""How a runtime computes with a stored weight.
+
+native      a kernel computes in that format
+decoded     stored small, expanded to float at load or run time
+simulated   float values on the format's grid: no smaller, no faster
+float       untouched
+"""
 
 
 @dataclass(frozen=True, eq=False)

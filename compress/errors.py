@@ -39,3 +39,7 @@ class BrokenInvariant(CompressError):
 
 class TrainingError(CompressError):
     """A training that cannot go on: its loss is NaN or infinite. Step and layer are named; the last good checkpoint is kept."""
+
+
+class Unreachable(CompressError):
+    """A target that cannot be set up or reached from here; the message says what is missing."""

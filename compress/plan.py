@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from compress.errors import RecipeError
 from compress.formats import Activations, Format
@@ -10,15 +9,6 @@ from compress.network import COMPRESSIBLE, Weight
 from compress.numerics import predicted_bytes
 from compress.recipe import Recipe
 from compress.steps import Cluster, Prune
-
-Placement = Literal["native", "decoded", "simulated", "float"]
-"""How a runtime computes with a stored weight.
-
-native      a kernel computes in that format
-decoded     stored small, expanded to float at load or run time
-simulated   float values on the format's grid: no smaller, no faster
-float       untouched
-"""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,21 @@
-"""Artifacts between processes and runs: exporting in one, described in study.sqlite, loaded in others."""
+"""Exports, as they run in a process of their own."""
 
 import time
-from dataclasses import asdict, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from compress.artifact import Artifact, Contents, Ledger, StoredTensor, deflated_bytes
+from compress.artifact import deflated_bytes
 from compress.backends import open_model
 from compress.errors import Refused
-from compress.network import InputSpec, Network
+from compress.network import Network
 from compress.pipeline import compress
 from compress.plan import Plan
 from compress.recipe import Recipe
 from compress.references import load_data, load_model, load_training
 from compress.samples import Data
+from evaluators.artifact_facts import to_facts
 from evaluators.worker import resolve, tell
 
 EXPORT = "exporters:export"
@@ -67,25 +67,6 @@ def export_recipe(
 def planned(plan: Plan) -> dict[str, str]:
     """The plan's format of every compressed tensor, in words."""
     return {name: f"{d.format}{f', {d.activations}' if d.activations else ''}" for name, d in plan.compressed.items()}
-
-
-def to_facts(artifact: Artifact, name: str) -> dict[str, Any]:
-    """JSON of an artifact, without arrays and without the folder that it lies in."""
-    plain = asdict(replace(artifact.without_codes(), path=Path(name)))
-    for tensor in plain["contents"]["tensors"]:
-        for arrays in ("codes", "scales", "zero_points", "values"):
-            del tensor[arrays]
-    return plain | {"path": name}
-
-
-def from_facts(facts: dict[str, Any], folder: Path) -> Artifact:
-    """The artifact again, in `folder`."""
-    given = facts["contents"]
-    specs = {side: tuple(InputSpec(**(s | {"shape": tuple(s["shape"])})) for s in given[side]) for side in ("inputs", "outputs")}
-    tensors = tuple(StoredTensor(**(t | {"shape": tuple(t["shape"])})) for t in given["tensors"])
-    contents = Contents(**(given | specs | {"tensors": tensors}))
-    rest = {"path": folder / facts["path"], "contents": contents, "ledger": Ledger(**facts["ledger"]), "notes": tuple(facts["notes"])}
-    return Artifact(**(facts | rest))
 
 
 def exporter_facts(export: str, exporter: str) -> dict[str, str]:

@@ -12,7 +12,6 @@ import numpy as np
 from compress.artifact import file_hash
 from compress.errors import InputError
 from compress.network import InputSpec
-from compress.references import load_data
 from compress.samples import Data, samples
 
 LABELS = "labels.npy"
@@ -21,6 +20,8 @@ DESCRIPTION = "data.json"
 
 def prepare(reference: str, folder: str, limit: int, out: str) -> dict[str, Any]:
     """Writes the first `limit` test samples into the folder `out`; says how many there are and the hash of every file."""
+    from compress.references import load_data  # brings pydantic, which a measuring process need not have
+
     inputs, labels = load_data(reference, Path(folder), limit=limit)
     if labels is None:
         raise InputError(f"{reference!r} returns no labels: accuracy needs a pair (inputs, labels), labels one-dimensional")

@@ -8,12 +8,20 @@ from typing import Any
 
 from evaluators import statistics
 from evaluators.dataset import labels
-from evaluators.metrics import accuracy, latency, memory, size
+from evaluators.metrics import METRICS, accuracy, emulated, latency, memory, outputs, size
 from evaluators.results import Arm, Results
 from evaluators.store import Piece, Store
 
-STAGES = ("runtime", "target", "export", "data", "accuracy", "memory", "latency")
-PIECES = ("export", "accuracy", "memory", "latency")  # what an arm that is done has
+STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
+
+
+COUNTED = {
+    "Instructions": "On an emulated core one fresh process per arm and one thread under qemu. It runs the first test samples, as many as its accuracy says, "
+    "and keeps every output, which is compared with that of the same file on this machine's CPU. Then inferences of the first sample are counted until two "
+    f"in a row agree within {emulated.STEADY:g}; their mean is shown. The Python interpreter's own instructions are left out; its libraries', "
+    "that is the runtime's, are in. Counts say nothing of caches and memory, and there are no milliseconds: the emulator's time is not a device's. Memory "
+    "is the peak of the process less the emulator's own and what importing the runtime took.",
+}
 
 
 def load_results(folder: str | os.PathLike) -> Results:
@@ -27,7 +35,7 @@ def load_results(folder: str | os.PathLike) -> Results:
             created=store.fact("created", ""),
             command=store.fact("command", ""),
             environment=store.fact("environment", {}) | runtime_facts(store, arms),
-            protocol=protocol(settings) if settings else {},
+            protocol=(protocol(settings, threads(store)) if settings else {}) | (COUNTED if any(arm.instructions for arm in arms) else {}),
             arms=adjusted(arms),
             wall_seconds=store.fact("wall_seconds", 0.0),
         )
@@ -70,7 +78,7 @@ class Reader:
 
     def arm(self, name: str) -> Arm:
         planned, runtime, export = self.planned[name], self.done(name, "runtime"), self.done(name, "export")
-        names = {key: planned[key] for key in ("model", "recipe", "recipe_id", "target")}
+        names = {key: planned[key] for key in ("model", "recipe", "recipe_id", "target", "untimed")}
         column = {
             "runtime": planned["runtime"] or (runtime.owner if runtime else planned["label"]),
             "exporter": planned["exporter"] or (runtime.facts["exporter"] if runtime else ""),
@@ -83,11 +91,11 @@ class Reader:
         bad = next((piece for piece in pieces if piece and piece.status != "done"), None)
         if bad:
             return {"status": bad.status, "cause": bad.cause, "trace": bad.trace}
-        return {"status": "done" if all(self.done(name, kind) for kind in PIECES) else "pending"}
+        return {"status": "done" if all(self.done(name, kind) for kind in self.planned[name]["pieces"]) else "pending"}
 
     def seconds(self, name: str) -> dict[str, float]:
         """Own time of each piece; an export that several runtimes load is shared equally among their arms."""
-        pieces = {kind: self.piece(name, kind) for kind in PIECES}
+        pieces = {kind: self.piece(name, kind) for kind in self.planned[name]["pieces"]}
         found = {kind: piece.seconds for kind, piece in pieces.items() if piece}
         if "export" in found:
             found["export"] /= self.sharing[pieces["export"].key]
@@ -96,7 +104,7 @@ class Reader:
     def file_rows(self, name: str, export: Piece) -> dict[str, Any]:
         artifact = export.facts["artifact"]
         float32 = self.done(self.baselines.get(self.group(self.planned[name])), "export")
-        answers = self.done(name, "accuracy")
+        answers = self.answers(name)
         notes = (*artifact["notes"], *(accuracy.note(answers.arrays["answers"]) if answers else ()))
         return {
             "size": size.derive(export.facts, float32.facts["artifact"]["ledger"]["file_bytes"] if float32 else None),
@@ -107,19 +115,30 @@ class Reader:
             "notes": (*notes, *self.latency_notes(name)),
         }
 
+    def answers(self, name: str | None) -> Piece | None:
+        """What holds an arm's answers to the test samples."""
+        return self.done(name, "accuracy") or self.done(name, "emulated")
+
     def latency_notes(self, name: str) -> tuple[str, ...]:
         timed = self.done(name, "latency")
         return () if timed is None or timed.facts["steady"] else ("its time was not steady within 2% when the warm-up reached its limit of 10 s",)
 
     def measurements(self, name: str, runtime: Piece) -> dict[str, Any]:
         baseline = self.baselines.get(self.group(self.planned[name]))
-        used, answers, timed = (self.done(name, kind) for kind in ("memory", "accuracy", "latency"))
+        used, timed, emulation, home = (self.done(name, kind) for kind in ("memory", "latency", "emulated", "outputs"))
+        answers = self.answers(name)
         found: dict[str, Any] = {}
         if used:
             found["memory"] = memory.derive(used.facts, runtime.facts)
+        if emulation:
+            before = self.done(baseline, "emulated")
+            found["memory"] = memory.derive(emulation.facts, emulation.facts)
+            found["instructions"] = emulated.derive(emulation.arrays["counts"], before.arrays["counts"] if before else None)
+        if emulation and home:
+            found["agreement"] = outputs.derive(emulation.arrays, home.arrays)
         if answers:
-            float32 = self.done(baseline, "accuracy") if baseline != name else None
-            truth = labels(self.store.folder / "data" / self.links[name]["data"])
+            float32 = self.answers(baseline) if baseline != name else None
+            truth = labels(self.store.folder / "data" / self.links[name]["data"])[: len(answers.arrays["answers"])]
             found["accuracy"] = accuracy.derive(answers.arrays["answers"], float32.arrays["answers"] if float32 else None, truth)
         if timed:
             pair = self.store.piece(timed.facts["pair"])
@@ -137,9 +156,14 @@ def adjusted(arms: list[Arm]) -> tuple[Arm, ...]:
     return tuple(replace(arm, accuracy=replace(arm.accuracy, holm_p=together[arm.id])) if arm.id in together else arm for arm in arms)
 
 
-def protocol(settings: dict[str, Any]) -> dict[str, str]:
+def threads(store: Store) -> str:
+    """How many threads the arms that are timed have: "1", "1 or 4"."""
+    return " or ".join(map(str, sorted({arm["threads"] for arm in store.arms().values() if not arm["untimed"]}))) or "no"
+
+
+def protocol(settings: dict[str, Any], threads: str) -> dict[str, str]:
     """How it was measured, in words with their numbers."""
-    timing, threads = settings["latency"], settings["threads"]
+    timing = settings["latency"]
     return {
         "Latency": f"One fresh process per arm, batch 1, {threads} thread(s), pinned. All arms of a runtime are loaded and warmed up (at least 10 runs and "
         f"{timing['warmup_seconds']:g} s, until the median of 5 runs stays within 2%), then timed in {timing['blocks']} blocks each of at least "

@@ -7,7 +7,6 @@ import numpy as np
 
 from evaluators.metrics.latency import AGAIN, Member, measure_group
 from evaluators.store import Piece, identity
-from evaluators.targets import TARGETS
 
 
 def latency_groups(run: Any) -> None:
@@ -38,8 +37,8 @@ def time_group(run: Any, group: list) -> None:
     arms = {ready.arm.id: run.arguments(ready) for ready in [*missing, *beside]}
     if baseline:
         arms[AGAIN] = run.arguments(baseline)
-    target = TARGETS.load(missing[0].arm.target)
-    threads, study = run.study.threads, run.study
+    target = run.targets[missing[0].arm.target]
+    threads, study = run.threads(missing[0].arm), run.study
     again_of = baseline.arm.id if baseline else ""
 
     def tell(name: str, stage: str) -> None:
@@ -51,7 +50,7 @@ def time_group(run: Any, group: list) -> None:
 
 def latency_key(run: Any, ready: Any, baseline: Any) -> str:
     partner = baseline.export.facts["artifact"]["sha256"] if baseline else None
-    return identity("latency", *run.setting(ready), partner, run.study.latency.model_dump())
+    return identity("latency", *run.setting(ready, run.targets[ready.arm.target]), partner, run.study.latency.model_dump())
 
 
 def is_timed(run: Any, key: str, baseline: Any) -> bool:

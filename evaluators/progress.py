@@ -21,7 +21,7 @@ class Progress(Protocol):
     def begin(self, title: str, arms: Sequence[str]) -> None: ...
 
     def stage(self, arm: str, stage: str, detail: str = "") -> None:
-        """A stage of an arm: exporting, training, exported, accuracy, memory, ready, loading, timing 2 of 6, and in the end done, refused or failed."""
+        """A stage of an arm: exporting, training, exported, a metric, ready, loading, timing 2 of 6, and in the end done, refused or failed."""
         ...
 
     def say(self, text: str) -> None:

@@ -83,6 +83,34 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Instructions:
+    """Executed instructions of one inference on an emulated machine by class; those of the Python interpreter are left out."""
+
+    total: int
+    dot: int  # SDOT, UDOT and their mixed forms
+    mmla: int  # SMMLA and its like
+    int_mla: int  # integer multiply-add of vectors: SMLAL, MLA, SMULL
+    fmla: int
+    ldst: int  # loads and stores
+    branch: int
+    runs: int
+    spread: float  # relative, between the runs' totals
+    fewer: float | None  # float32's total on the same runtime and target / this arm's; None where float32 failed
+    kernels: str  # what multiplies and adds: "SDOT", "SMMLA", "SMLAL", "FMLA"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Outputs of the same file on a target against this machine's, element by element."""
+
+    samples: int
+    elements: int  # of all outputs of all samples
+    max_error: float
+    largest: float  # absolute value of this machine's outputs, which puts the error into proportion
+    bit_equal: bool
+
+
+@dataclass(frozen=True)
 class Arm:
     """A model, recipe, exporter, runtime and target with its result, or its failure and cause."""
 
@@ -100,6 +128,9 @@ class Arm:
     latency: Latency | None = None
     memory: Memory | None = None
     accuracy: Accuracy | None = None
+    instructions: Instructions | None = None
+    agreement: Agreement | None = None
+    untimed: str = ""  # why no latency is measured on its target, "" where it is
     artifact: str = ""  # file name relative to the study's folder
     sha256: str = ""
     tensors: tuple[TensorRow, ...] = ()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,16 @@ from compress.errors import Refused
 from evaluators import progress as progresses
 from evaluators.dataset import is_whole
 from evaluators.derive import load_results
-from evaluators.environment import cores, cpu_flags, cpu_model, environment, versions
+from evaluators.environment import cores, environment, versions
 from evaluators.exporting import ARTIFACTS, Column, Ready, export_lane
 from evaluators.latency_groups import latency_groups
-from evaluators.metrics import METRICS
+from evaluators.metrics import AT_HOME, METRICS
 from evaluators.results import Results
 from evaluators.runtimes import RUNTIMES
 from evaluators.sources import fingerprint
 from evaluators.store import Claim, Piece, Store, identity, now
 from evaluators.study import Label, Planned, Study, matrix
-from evaluators.targets import TARGETS
+from evaluators.targets import Target, open_target
 from evaluators.worker import Worker
 
 
@@ -50,6 +50,7 @@ class Run:
 
     def __init__(self, study: Study, arms: list[Planned], store: Store, progress: progresses.Progress, export: str, command: str):
         self.study, self.arms, self.store, self.progress, self.export, self.command = study, arms, store, progress, export, command
+        self.home, self.targets = open_target("cpu"), study.opened_targets()
         self.started, self.begun = time.perf_counter(), False
         self.guard, self.stopping, self.workers = threading.Lock(), threading.Event(), set[Worker]()
         self.waiting: list[tuple[int, Ready]] = []  # a heap of arms that have an artifact and no answers yet, by their place in the study
@@ -63,11 +64,13 @@ class Run:
     def described(self, arm: Planned) -> dict[str, Any]:
         names = {"model": arm.model, "recipe": arm.recipe.name, "recipe_id": arm.recipe.id, "target": arm.target}
         column = {"label": arm.label.name, "runtime": arm.label.runtime, "exporter": arm.label.exporter}
-        return names | column | {"baseline": not arm.recipe.steps, "threads": self.study.threads, "task": self.study.task}
+        target = self.targets[arm.target]
+        pieces = ["export", *target.metrics, *([] if target.untimed else ["latency"])]
+        where = {"untimed": target.untimed, "pieces": pieces}
+        return names | column | where | {"baseline": not arm.recipe.steps, "threads": self.threads(arm), "task": self.study.task}
 
-    @cached_property
-    def machine(self) -> str:
-        return identity(cpu_model(), cpu_flags(), cores())
+    def threads(self, arm: Planned) -> int:
+        return self.targets[arm.target].thread_count(self.study.threads)
 
     # pieces
 
@@ -83,16 +86,16 @@ class Run:
         self.store.keep(piece)
         return piece
 
-    def fresh(self, function: str, *arguments: Any, start: Callable[[int], Worker] = Worker) -> Any:
+    def fresh(self, function: str, *arguments: Any, start: Callable[[], Worker] | None = None) -> Any:
         """The outcome of one call in a process of its own; its seconds include starting that."""
         self.begin_work()
         with self.worker(start) as worker:
             return worker.call(function, *arguments, limit=self.study.limit_seconds)
 
     @contextmanager
-    def worker(self, start: Callable[[int], Worker] = Worker):
+    def worker(self, start: Callable[[], Worker] | None = None):
         """A process that Ctrl-C ends too."""
-        with start(self.study.threads) as worker:
+        with start() if start else Worker(self.study.threads) as worker:
             with self.guard:
                 self.workers.add(worker)
             try:
@@ -108,8 +111,8 @@ class Run:
                 return
             self.begun = True
         seen = environment()
-        for target in self.study.targets:
-            seen |= TARGETS.load(target).environment()
+        for target in self.targets.values():
+            seen |= target.environment()
         self.store.keep_facts(created=self.store.fact("created") or now(), environment=seen)
 
     def finish(self) -> None:
@@ -163,7 +166,7 @@ class Run:
             if piece.status != "done":
                 return Column(label, "", exporter, "", piece)
             runtime = piece.facts["runtime"]
-        key = identity("runtime", runtime, self.runtime_versions(runtime), self.study.threads, self.machine)
+        key = identity("runtime", runtime, self.runtime_versions(runtime), self.study.threads, self.home.identity())
         call = "evaluators.metrics.memory:baseline", runtime
         piece = self.piece("runtime", key, runtime, lambda: self.fresh(*call), lambda value: (value, {}))
         return Column(label, runtime, exporter or piece.facts.get("exporter", ""), piece.facts.get("suffix", ""), piece)
@@ -198,7 +201,7 @@ class Run:
 
     def possible(self, arm: Planned, column: Column) -> bool:
         try:
-            TARGETS.load(arm.target).refuse(column.runtime, self.study.threads)
+            self.targets[arm.target].refuse(column.runtime, self.threads(arm))
         except Refused as error:
             piece = Piece(identity("target", arm.id, str(error)), "target", arm.id, "refused", str(error))
             self.store.keep(piece)
@@ -221,32 +224,41 @@ class Run:
         self.close(arm, "data", ready.data)
         if ready.data.status != "done":
             return
-        for kind in METRICS:
+        for kind in self.targets[arm.target].metrics:
             piece = self.store.settled(self.metric_key(kind, ready)) or self.measured(kind, ready)
             self.close(arm, kind, piece)
             if piece.status != "done":
                 return
-        self.progress.stage(arm.id, "ready")
-        self.ready[arm.id] = ready
+        if self.targets[arm.target].untimed:
+            self.progress.stage(arm.id, "done")
+        else:
+            self.progress.stage(arm.id, "ready")
+            self.ready[arm.id] = ready
 
     def metric_key(self, kind: str, ready: Ready) -> str:
-        return identity(kind, *self.setting(ready))
+        target = self.targets[ready.arm.target]
+        if kind in AT_HOME:
+            return identity(kind, *self.setting(ready, self.home), target.sample_count(self.study.samples))
+        return identity(kind, *self.setting(ready, target))
 
-    def setting(self, ready: Ready) -> tuple:
+    def setting(self, ready: Ready, target: Target) -> tuple:
         """What every measurement of an arm depends on."""
         runtime = ready.column.runtime
-        return ready.export.facts["artifact"]["sha256"], runtime, self.runtime_versions(runtime), ready.data.key, self.study.threads, self.machine
+        given = ready.export.facts["artifact"]["sha256"], runtime, self.runtime_versions(runtime), ready.data.key
+        return *given, target.thread_count(self.study.threads), target.identity()
 
     def measured(self, kind: str, ready: Ready) -> Piece:
         self.progress.stage(ready.arm.id, kind)
-        start = TARGETS.load(ready.arm.target).start
-        outcome = self.fresh(f"{METRICS.entries[kind].module}:measure", *self.arguments(ready), start=start)
+        target = self.targets[ready.arm.target]
+        start = partial((self.home if kind in AT_HOME else target).start, self.threads(ready.arm))
+        samples = target.sample_count(self.study.samples)
+        outcome = self.fresh(f"{METRICS.entries[kind].module}:measure", *self.arguments(ready), samples, start=start)
         return self.keep(kind, self.metric_key(kind, ready), ready.arm.id, outcome, lambda value: value)
 
     def arguments(self, ready: Ready) -> tuple:
-        """What `measure` and `load` in a measuring process take."""
+        """What `measure` and `load` in a measuring process take first."""
         folder = str(self.store.folder / ARTIFACTS)
-        return ready.export.facts["artifact"], folder, ready.column.runtime, self.study.threads, self.data_folder(ready.data)
+        return ready.export.facts["artifact"], folder, ready.column.runtime, self.threads(ready.arm), self.data_folder(ready.data)
 
 
 def finish(futures: Iterable[Future]) -> None:

@@ -32,7 +32,7 @@ class Piece:
     """One finished or failed piece of work. `key` is a hash of everything that determines its result."""
 
     key: str
-    kind: str  # data, runtime, export, accuracy, memory, latency, latency-pair
+    kind: str  # data, runtime, exporter, target, export, a metric, latency, latency-pair
     owner: str  # the arm or thing it was done for, to read the file by hand
     status: str  # done, refused or failed
     cause: str = ""

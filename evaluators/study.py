@@ -1,7 +1,7 @@
 """A study: models x recipes x runtimes x targets, as a document."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ from evaluators.progress import Progress
 from evaluators.results import Results
 from evaluators.runtimes import RUNTIMES
 from evaluators.sources import check
-from evaluators.targets import TARGETS
+from evaluators.targets import Target, open_target
 
 ENOUGH = 44  # timed runs that carry a 90th percentile (LoadGen's rule)
 
@@ -64,6 +64,7 @@ class Study(Document):
     training     a function returning (inputs, labels), for recipes that train; with a learning_rate that suits the model
     recipes      built-in names or .yaml files
     runtimes     names of runtimes, or of exporters, whose files then run where they belong
+    targets      names in targets.yaml beside the study, or as `cpu` and `arm64:cortex-a76`
     """
 
     name: str
@@ -105,8 +106,11 @@ class Study(Document):
         return self
 
     @classmethod
-    def load(cls, study: "str | os.PathLike | Study") -> "Study":
-        """A study from a YAML file, or itself, with every name in it looked up. RecipeError, InputError and UnknownName say which is wrong."""
+    def load(cls, study: "str | os.PathLike | Study", targets: Sequence[str] = ()) -> "Study":
+        """A study from a YAML file, or itself, with every name in it looked up, and other targets where some are given.
+
+        RecipeError, InputError, UnknownName and Unreachable say what is wrong.
+        """
         if not isinstance(study, Study):
             path = Path(study)
             try:
@@ -115,6 +119,8 @@ class Study(Document):
                 raise RecipeError(f"study {str(study)!r} cannot be read: {error.strerror}") from error
             study = parse_document(cls, text, str(study))
             study._folder = path.parent
+        if targets:
+            study = study.model_copy(update={"targets": tuple(dict.fromkeys(targets))})
         study.look_up()
         return study
 
@@ -134,8 +140,8 @@ class Study(Document):
         names = [recipe.name for recipe in recipes]
         if len(set(names)) < len(names):
             raise RecipeError(f"recipes: two of them have the same name: {', '.join(names)}")
-        for target in self.targets:
-            TARGETS.name(target)
+        for target in self.opened_targets().values():
+            target.check()
 
     def references(self) -> list[str]:
         """Everything that its models are made, calibrated, trained and tested with."""
@@ -144,6 +150,9 @@ class Study(Document):
 
     def loaded_recipes(self) -> list[Recipe]:
         return [Recipe.load(self.folder / name if name.endswith((".yaml", ".yml")) else name) for name in self.recipes]
+
+    def opened_targets(self) -> dict[str, Target]:
+        return {name: open_target(name, self.folder) for name in self.targets}
 
     def data(self, model: str) -> tuple[str | None, str]:
         """References to a model's calibration and test data."""
@@ -207,21 +216,29 @@ def matrix(study: Study, export: str = EXPORT) -> Iterator[Planned]:
                     yield Planned(model, recipe, label, target)
 
 
-def compare(study: str | os.PathLike | Study, out: str | os.PathLike, progress: Progress | None = None, export: str = EXPORT) -> Results:
+def compare(
+    study: str | os.PathLike | Study,
+    out: str | os.PathLike,
+    progress: Progress | None = None,
+    export: str = EXPORT,
+    targets: Sequence[str] = (),
+) -> Results:
     """Runs every arm of a study that `out`/study.sqlite does not hold yet, and returns what is known then.
 
     progress  hears of every stage; None shows it on a terminal and writes a line for each event elsewhere
     export    `module:function` that writes artifacts, and whose module has the registry EXPORTERS
+    targets   instead of the study's own
 
     RecipeError, InputError and UnknownName for a study that cannot mean anything. Whatever goes wrong in an arm is a row of the results.
     """
     from evaluators.scheduling import run_study
 
-    return run_study(Study.load(study), Path(out), command(study, out), progress, export)
+    return run_study(Study.load(study, targets), Path(out), command(study, out, targets), progress, export)
 
 
-def command(study: str | os.PathLike | Study, out: str | os.PathLike) -> str:
+def command(study: str | os.PathLike | Study, out: str | os.PathLike, targets: Sequence[str]) -> str:
     """What to type to get this again, without absolute paths."""
     source, folder = ("STUDY.yaml" if isinstance(study, Study) else Path(study)), Path(out)
     names = [path.name if isinstance(path, Path) and path.is_absolute() else path for path in (source, folder)]
-    return f"compresskit compare {names[0]} --out {names[1]}"
+    given = f" --targets {','.join(targets)}" if targets else ""
+    return f"compresskit compare {names[0]}{given} --out {names[1]}"

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing import Pipe
@@ -44,17 +44,33 @@ class Outcome:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How a Python with this project on its path is started, the cores that it may use (none: all), and what is to be cleaned up when it has ended."""
+
+    python: Sequence[str]
+    environment: Mapping[str, str]
+    cores: Sequence[int] = ()
+    clean_up: Callable[[], None] = lambda: None
+
+
+def here() -> Launch:
+    """This very Python."""
+    search = os.pathsep.join(os.path.abspath(folder or ".") for folder in sys.path)
+    return Launch([sys.executable], os.environ | {"PYTHONPATH": search})
+
+
 class Worker:
     """One process with `threads` threads in every numeric library. To be closed; it dies with the thread that started it."""
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: int, launch: Launch | None = None):
+        self.launch = launch or here()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  close() closes it
         self.pipe, theirs = Pipe()
-        search = os.pathsep.join(os.path.abspath(folder or ".") for folder in sys.path)
-        fixed = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONPATH": search, "PYTHONHASHSEED": "0"}
+        fixed = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONHASHSEED": "0"}
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"from evaluators.worker import main; main({theirs.fileno()}, {os.getpid()})"],
-            env=os.environ | fixed,
+            [*self.launch.python, "-P", "-c", f"from evaluators.worker import main; main({theirs.fileno()}, {os.getpid()}, {list(self.launch.cores)})"],
+            env={**self.launch.environment, **fixed},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self.log,
@@ -116,6 +132,7 @@ class Worker:
         self.process.wait()
         self.pipe.close()
         self.log.close()
+        self.launch.clean_up()
 
     def __enter__(self) -> "Worker":
         return self
@@ -159,11 +176,13 @@ def serve(connection: Connection) -> None:
         connection.send(attempt(function, arguments))
 
 
-def main(descriptor: int, parent: int) -> None:
+def main(descriptor: int, parent: int, cores: list[int]) -> None:
     """Runs in the new process. Ctrl-C is the parent's to handle; when the parent dies, so does this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)
     if os.getppid() != parent:
         return
     faulthandler.enable()
+    if cores:
+        os.sched_setaffinity(0, cores)
     serve(Connection(descriptor))

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from compress.artifact import Artifact, Contents, Ledger, StoredTensor, counted, file_hash
+from compress.artifact import Artifact, Contents, Ledger, Placement, StoredTensor, counted, file_hash
 from compress.card import Card
 from compress.errors import BrokenFile, ExportError, InputError, Refused
 from compress.formats import CodebookFormat, Format, IntFormat
 from compress.numerics.codebooks import levels
 from compress.pipeline import Compressed
-from compress.plan import Decision, Placement, Plan
+from compress.plan import Decision, Plan
 from compress.registry import Entry, Registry
 
 EXPORTERS = Registry(

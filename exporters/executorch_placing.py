@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from compress.artifact import Placement
 from compress.errors import Refused
 from compress.formats import CodebookFormat, FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor, StaticActivations
-from compress.plan import Decision, Placement
+from compress.plan import Decision
 
 Way = Literal["decode", "dynamic", "static"]
 """decode   expanded to float32 by ExecuTorch's portable kernels at each run, which then run the operator that reads it

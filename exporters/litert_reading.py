@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from compress.artifact import Contents, StoredTensor, spread
+from compress.artifact import Contents, Placement, StoredTensor, spread
 from compress.errors import BrokenFile
 from compress.network import InputSpec
 from compress.numerics.storing import FORMAT, from_arrays
 from compress.pipeline import Compressed
-from compress.plan import Placement
 from exporters import METADATA_KEY, litert_delegates, litert_once, litert_sparse, metadata, tflite_file, tflite_sparse
 from exporters.litert_matching import Layout
 from exporters.to_litert import EXPANDED

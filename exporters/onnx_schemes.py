@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import gcd, prod
 from typing import Literal
 
+from compress.artifact import Placement
 from compress.errors import Refused
 from compress.formats import (
     CodebookFormat,
@@ -18,7 +19,7 @@ from compress.formats import (
     PerTensor,
     StaticActivations,
 )
-from compress.plan import Decision, Placement
+from compress.plan import Decision
 
 Kernel = Literal["decode", "integer", "qlinear_conv", "blocks", "bnb4", "gather", "gather_levels", "gather_blocks"]
 """decode         expanded to float32 by constant folding when the file is loaded

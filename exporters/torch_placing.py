@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from compress.artifact import Placement
 from compress.errors import Refused
 from compress.formats import CodebookFormat, FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor
-from compress.plan import Decision, Placement
+from compress.plan import Decision
 
 Way = Literal["decode", "load", "weight_only", "dynamic", "static", "int4", "bitsandbytes"]
 """decode       expanded to float32 at each run, before the operator that reads it

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from compress.recipe import built_in
 from evaluators import report as package
-from evaluators.report import charts, files, html, markdown, reading, rows, terminal, words, write_reports
-from evaluators.results import Estimate, Results, TensorRow
+from evaluators.report import charts, counts, files, html, markdown, reading, rows, terminal, words, write_reports
+from evaluators.results import Agreement, Arm, Estimate, Instructions, Results, TensorRow
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=https://evil.example/x onerror=alert(1)>|`]( javascript:x)*_{{7*7}}{%raw%}[bold red]\nnext"
 VOID = {"meta", "link", "input", "img", "br", "hr"}
@@ -115,6 +115,57 @@ def test_an_arm_without_a_cause_still_says_so(study):
     for text in (Document(html.page(pending)).words(), markdown.page(pending, {}), printed(pending)):
         assert "the same command continues the study" in one_line(text)
         assert "no cause was recorded" in one_line(text)
+
+
+# Emulated targets
+
+NO_TIME = "it is emulated, and has no clock of its own"
+
+
+@pytest.fixture(scope="module")
+def mobile(study) -> Results:
+    """The study's arms of LiteRT and ONNX Runtime, and the same arms on an emulated core: 40 million instructions for float32, a third for int8-dynamic."""
+    here = [arm for arm in study.arms if arm.runtime in ("litert", "onnxruntime")]
+    return replace(study, arms=tuple(here + [emulated(arm) for arm in here]))
+
+
+def emulated(arm: Arm) -> Arm:
+    there = {"id": arm.id.replace("/cpu", "/arm64:cortex-a76"), "target": "arm64:cortex-a76", "untimed": NO_TIME, "latency": None}
+    if arm.status != "done":
+        return replace(arm, **there)
+    fewer = 3.0 if arm.recipe == "int8-dynamic" else 0.8 if arm.recipe == "int16x8" else 1.0
+    total = round(40_000_000 / fewer)
+    found = Instructions(total, total // 2, 0, 0, 0, total // 4, total // 20, 2, 0.0, fewer, "SDOT")
+    equal = arm.recipe == "int8-dynamic"
+    return replace(arm, **there, instructions=found, agreement=Agreement(32, 64, 0.0 if equal else 2e-5, 5.0, equal))
+
+
+def test_an_emulated_arm_has_instructions_and_no_milliseconds_in_any_format(mobile):
+    shown = Document(html.page(mobile)).words()
+    for text in (shown, unescaped(markdown.page(mobile, {})), one_line(printed(mobile, 140))):
+        assert "13.3 M instructions" in text and "3.00× fewer" in text and "SDOT" in text
+        assert "Fewest instructions with no measurable loss" in text
+    for text in (shown, unescaped(markdown.page(mobile, {}))):
+        assert (
+            f"No latency on arm64:cortex-a76: {NO_TIME}." in text and "outputs bit-equal to this CPU's" in text and "outputs differ by 2.0e-05 at most" in text
+        )
+    for row in csv.DictReader(io.StringIO(rows.to_csv(mobile))):
+        untimed = row["target"] != "cpu" and row["status"] == "done"
+        assert bool(row["instructions_total"]) == untimed and (row["latency_median_ms"] == "" or not untimed)
+
+
+def test_milliseconds_and_instructions_of_an_arm_stand_in_one_row(mobile):
+    side = counts.beside(mobile)
+    assert side.targets == ("cpu", "arm64:cortex-a76") and len(side.rows) == len(mobile.arms) // 2
+    cells = {name: [counts.cost(arm) for arm in arms] for name, arms in side.rows}
+    assert cells["int8-dynamic on LiteRT"][0].endswith(" ms") and cells["int8-dynamic on LiteRT"][1] == "13.3 M instructions"
+    assert counts.gain(dict(side.rows)["int16x8 on LiteRT"][1]) == "1.25× as many, SDOT"
+    assert cells["int16x8 on ONNX Runtime"] == ["refused", "refused"]
+
+
+def test_a_study_without_emulated_arms_says_nothing_of_them(study, page):
+    assert counts.beside(study) is None
+    assert "Side by side" not in page and "instructions" not in Document(page).words().lower() and "Side by side" not in markdown.page(study, {})
 
 
 # The same numbers everywhere

@@ -10,7 +10,12 @@ METRICS = Registry(
     {
         "accuracy": Entry("evaluators.metrics.accuracy", about="predictions on the test samples, paired with float32"),
         "memory": Entry("evaluators.metrics.memory", about="peak resident memory of a fresh process"),
+        "outputs": Entry("evaluators.metrics.outputs", about="all outputs on this machine's CPU, which other targets are compared with"),
+        "emulated": Entry("evaluators.metrics.emulated", about="outputs, memory and instructions on an emulated machine"),
     },
 )
-"""Metrics that take one arm at a time, in the order in which they run. A module has `measure(artifact, folder, runtime, threads, data)`, which returns
-(facts, arrays) from inside a measuring process."""
+"""Metrics that take one arm at a time; a target says which of them are measured there. A module has
+`measure(artifact, folder, runtime, threads, data, samples)`, which returns (facts, arrays) from inside a measuring process."""
+
+AT_HOME = ("outputs",)
+"""Metrics that are measured on this machine's CPU for whichever target asks for them."""

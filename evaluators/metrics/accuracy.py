@@ -1,5 +1,6 @@
 """Accuracy of classification: every arm answers the same samples in the same order, and the answers are kept."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from evaluators.results import Accuracy
 NO_ANSWER = -1  # where the scores hold NaN or infinity; equal to no label
 
 
-def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data: str, samples: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """`logits` float32 [samples, classes] and `answers` int32 [samples], one sample a run."""
     artifact, session = load(facts, folder, runtime, threads)
-    rows = [scores(session.run(sample)) for sample in stored_samples(Path(data), artifact.contents.inputs)]
+    rows = [scores(session.run(sample)) for sample in islice(stored_samples(Path(data), artifact.contents.inputs), samples)]
     logits = np.stack(rows)
     return {}, {"logits": logits, "answers": answers(logits)}
 

@@ -28,12 +28,12 @@ def baseline(runtime: str) -> dict[str, Any]:
     return {"exporter": module.EXPORTER, "suffix": module.SUFFIX, "versions": versions, "baseline_bytes": peak_bytes()}
 
 
-def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data: str) -> tuple[dict[str, Any], dict]:
+def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data: str, samples: int) -> tuple[dict[str, Any], dict]:
     from evaluators.dataset import stored_samples
     from evaluators.metrics.session import load
 
     artifact, session = load(facts, folder, runtime, threads)
-    for sample in islice(stored_samples(Path(data), artifact.contents.inputs), RUNS):
+    for sample in islice(stored_samples(Path(data), artifact.contents.inputs), min(RUNS, samples)):
         session.run(sample)
     return {"peak_bytes": peak_bytes()}, {}
 

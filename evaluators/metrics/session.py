@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.artifact import Artifact
-from evaluators.artifacts import from_facts
+from evaluators.artifact_facts import from_facts
 from evaluators.runtimes import RUNTIMES, Session
 
 

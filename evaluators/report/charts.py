@@ -27,10 +27,12 @@ class Axis:
     def read(self, arm: Arm) -> Estimate | None:
         if self.key == "size":
             return Estimate(*[arm.size.file_bytes / 1e6] * 3) if arm.size else None
+        if self.key == "instructions":
+            return Estimate(*[arm.instructions.total / 1e6] * 3) if arm.instructions else None
         return arm.latency.median_ms if arm.latency else None
 
 
-AXES = (Axis("size", "File size, MB"), Axis("latency", "Latency, ms"))
+AXES = (Axis("size", "File size, MB"), Axis("latency", "Latency, ms"), Axis("instructions", "Instructions per inference, M"))
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def row(arm: Arm, x: Estimate, place: int | None) -> dict[str, Any]:
         "simulated": simulated,
         "Size": words.megabytes(arm.size.file_bytes) if arm.size else words.NOTHING,
         "Latency": f"{words.milliseconds(arm.latency.median_ms.value)} {words.interval(arm.latency.median_ms)}" if arm.latency else words.NOTHING,
+        "Instructions": words.instructions(arm.instructions.total) if arm.instructions else words.NOTHING,
         "Accuracy": f"{words.percent(accuracy.value.value)} {words.interval(accuracy.value, words.percent)}",
         "Against float32": against(arm),
         "Weights": "simulated: no smaller, no faster" if simulated else "stored as planned",
@@ -204,7 +207,7 @@ def front_labels(data, x, y, chart: Chart, ink: str):
 def tooltips() -> list:
     import altair as alt
 
-    return [alt.Tooltip(f"{name}:N", title=name.capitalize()) for name in ("arm", "Size", "Latency", "Accuracy", "Against float32", "Weights")]
+    return [alt.Tooltip(f"{name}:N", title=name.capitalize()) for name in ("arm", "Size", "Latency", "Instructions", "Accuracy", "Against float32", "Weights")]
 
 
 def page_specification(chart: Chart, panel: Panel) -> dict[str, Any]:

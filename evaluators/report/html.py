@@ -8,7 +8,7 @@ from hashlib import sha256
 from importlib.resources import files
 from math import log
 
-from evaluators.report import charts, reading, words
+from evaluators.report import charts, counts, reading, words
 from evaluators.report.rows import flat
 from evaluators.results import Arm, Estimate, Results, TensorRow
 
@@ -87,7 +87,7 @@ def environment():
     made.filters |= forms | {"p_value": words.p_value, "seconds": words.seconds, "runtime": words.runtime_name, "number": words.number, "reach": words.reach}
     made.filters |= {"interval": lambda estimate, form="number": words.interval(estimate, forms.get(form, words.number))}
     made.filters |= {"target": lambda name: words.TARGET_NAMES.get(name, name), "day": lambda created: created[:16].replace("T", " ")}
-    made.globals |= {"reading": reading, "flat": flat, "words": words}
+    made.globals |= {"reading": reading, "counts": counts, "flat": flat, "words": words}
     return made
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from evaluators.report import words
+from evaluators.report import counts, words
 from evaluators.report.charts import Chart
 from evaluators.report.reading import Pick, counts_as_faster, is_simulated, loss, other_exporter, picks, placement_words, summary, unfinished
 from evaluators.results import Arm, Estimate, Results
@@ -12,7 +12,8 @@ SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 
 def page(results: Results, images: dict[str, Chart]) -> str:
     """The report as GitHub-flavoured Markdown; `images` maps relative file names to the charts they hold."""
-    parts = [f"# {plain(results.study)}", "\n".join(f"- {plain(s)}" for s in summary(results)), missing(results), arms_table(results), runtimes_table(results)]
+    parts = [f"# {plain(results.study)}", "\n".join(f"- {plain(s)}" for s in summary(results)), missing(results)]
+    parts += [arms_table(results), beside_table(results), runtimes_table(results)]
     parts += [f"![{plain(alternative(chart))}]({name})" for name, chart in images.items()]
     parts += [NOTE, facts("How it was measured", results.protocol), facts("Where it ran", results.environment), reproduce(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -49,16 +50,27 @@ def missing(results: Results) -> str:
 
 
 def arms_table(results: Results) -> str:
-    head = ["Model", "Recipe", "Runtime", "Size", "Ratio", "Latency", "Speedup", "Memory", "Accuracy", "Against float32", "p", "Flipped", "Weights"]
-    several = len({arm.model for arm in results.arms}) > 1
-    rows = [arm_cells(arm)[0 if several else 1 :] for arm in results.arms]
-    first = 3 if several else 2
-    return "## Arms\n\n" + table(head[0 if several else 1 :], rows, set(range(first, first + 9)))
+    head = ["Model", "Target", "Recipe", "Runtime", "Size", "Ratio", "Latency", "Speedup", "Memory", "Accuracy", "Against float32", "p", "Flipped", "Weights"]
+    rows = [arm_cells(arm) for arm in results.arms]
+    left_out = {i for i, name in enumerate(("model", "target")) if len({getattr(arm, name) for arm in results.arms}) == 1}
+    head, *rows = ([cell for i, cell in enumerate(row) if i not in left_out] for row in [head, *rows])
+    first = 4 - len(left_out)
+    return "\n\n".join(["## Arms", table(head, rows, set(range(first, first + 9))), *map(plain, counts.reasons(results))])
+
+
+def beside_table(results: Results) -> str:
+    """The same arms where they ran: milliseconds on real machines, instructions on emulated ones."""
+    found = counts.beside(results)
+    if found is None:
+        return ""
+    head = ["Arm", *(plain(words.TARGET_NAMES.get(target, target)) for target in found.targets)]
+    rows = [[plain(name), *(plain(counts.in_short(arm)) for arm in arms)] for name, arms in found.rows]
+    return "## Side by side\n\n" + table(head, rows, set())
 
 
 def arm_cells(arm: Arm) -> list[str]:
     runtime = words.runtime_name(arm.runtime) + (f" ({other_exporter(arm)})" if other_exporter(arm) else "")
-    names = [plain(arm.model), plain(arm.recipe), plain(runtime)]
+    names = [plain(arm.model), plain(words.TARGET_NAMES.get(arm.target, arm.target)), plain(arm.recipe), plain(runtime)]
     if arm.status != "done":
         return [*names, f"**{arm.status}**", *[words.NOTHING] * 8, plain(words.first_line(arm.cause))]
     return [
@@ -77,7 +89,7 @@ def size_cells(arm: Arm) -> list[str]:
 
 def latency_cells(arm: Arm) -> list[str]:
     if arm.latency is None:
-        return [words.NOTHING] * 2
+        return [words.NOTHING, f"{words.instructions(arm.instructions.total)}, {counts.fewer(arm)}" if arm.instructions else words.NOTHING]
     return [f"{words.milliseconds(arm.latency.median_ms.value)} {words.interval(arm.latency.median_ms)}", speedup(arm)]
 
 
@@ -112,14 +124,14 @@ def weights(arm: Arm) -> str:
 
 
 def runtimes_table(results: Results) -> str:
-    head = ["Runtime", "float32", "Noise floor (A/A)", "Smallest with no measurable loss", "Fastest with no measurable loss"]
+    head = ["Runtime", "float32", "Noise floor (A/A)", "Smallest with no measurable loss", "Fastest with no measurable loss, or fewest instructions"]
     found = [(one, own) for one in picks(results) for own in one.runtimes]
     several = len({(one.model, one.target) for one, _ in found}) > 1
     rows = [
         [
             (f"{plain(one.model)}, {plain(one.target)}: " if several else "") + plain(words.runtime_name(own.runtime)),
-            words.milliseconds(own.baseline.latency.median_ms.value) if own.baseline and own.baseline.latency else words.NOTHING,
-            words.reach(own.noise) if own.noise else "no A/A run",
+            counts.cost(own.baseline),
+            words.reach(own.noise) if own.noise else "not timed" if one.untimed else "no A/A run",
             smallest(own.smallest),
             fastest(own.fastest),
         ]
@@ -139,7 +151,7 @@ def fastest(pick: Pick | None) -> str:
     if pick is None:
         return "none"
     latency = pick.arm.latency
-    gained = f"{words.milliseconds(latency.median_ms.value)}, {estimate(latency.speedup, words.times)}"
+    gained = f"{counts.cost(pick.arm)}, {estimate(latency.speedup, words.times) if latency else counts.fewer(pick.arm)}"
     return f"{plain(pick.arm.recipe)}: {gained}; {estimate(pick.arm.accuracy.difference, words.points)} points"
 
 

@@ -40,8 +40,9 @@ class ModelPicks:
     model: str
     target: str
     smallest: Pick | None
-    fastest: Pick | None
+    fastest: Pick | None  # by instructions where nothing is timed
     runtimes: tuple[RuntimePicks, ...]
+    untimed: bool  # whether its target has no latency
 
 
 def is_baseline(arm: Arm) -> bool:
@@ -79,6 +80,11 @@ def counts_as_faster(arm: Arm) -> bool:
     return arm.latency is not None and arm.latency.verdict == "faster" and not is_simulated(arm)
 
 
+def counts_as_leaner(arm: Arm) -> bool:
+    """Whether it takes fewer instructions than float32 on its emulated target; 1% is more than two builds of a library differ by."""
+    return arm.instructions is not None and (arm.instructions.fewer or 0) > 1.01 and not is_simulated(arm)
+
+
 def counts_as_smaller(arm: Arm) -> bool:
     return arm.size is not None and arm.size.ratio is not None and arm.size.ratio > 1 and not is_simulated(arm)
 
@@ -107,7 +113,7 @@ def picks(results: Results) -> list[ModelPicks]:
 
 def model_picks(model: str, target: str, arms: list[Arm]) -> ModelPicks:
     runtimes = tuple(runtime_picks(runtime, own) for runtime, own in grouped(arms, lambda arm: arm.runtime).items())
-    return ModelPicks(model, target, smallest(arms), fastest(arms), runtimes)
+    return ModelPicks(model, target, smallest(arms), fastest(arms), runtimes, all(arm.untimed for arm in arms))
 
 
 def runtime_picks(runtime: str, arms: list[Arm]) -> RuntimePicks:
@@ -128,10 +134,23 @@ def smallest(arms: list[Arm]) -> Pick | None:
 def fastest(arms: list[Arm]) -> Pick | None:
     able = [arm for arm in arms if lossless(arm) and counts_as_faster(arm)]
     if not able:
-        return None
+        return leanest(arms)
     best = min(able, key=lambda arm: arm.latency.median_ms.value)
     ties = tuple(arm for arm in able if arm is not best and arm.latency.median_ms.low <= best.latency.median_ms.high)
     return Pick(best, baseline_of(best, arms), ties)
+
+
+def leanest(arms: list[Arm]) -> Pick | None:
+    """The fewest instructions, where arms were counted instead of timed."""
+    able = [arm for arm in arms if lossless(arm) and counts_as_leaner(arm)]
+    if not able:
+        return None
+    best = min(able, key=lambda arm: arm.instructions.total)
+    return Pick(best, baseline_of(best, arms), tuple(arm for arm in able if arm is not best and arm.instructions.total <= 1.01 * best.instructions.total))
+
+
+def fast_title(one: ModelPicks) -> str:
+    return "Fewest instructions" if one.untimed else "Fastest"
 
 
 def label(arm: Arm) -> str:
@@ -175,12 +194,22 @@ def smallest_words(pick: Pick | None) -> str:
 def fastest_words(pick: Pick | None) -> str:
     if pick is None:
         return "no arm is faster than float32 without a measurable loss"
+    if pick.arm.latency is None:
+        return leanest_words(pick)
     latency = pick.arm.latency
     return (
         f"{label(pick.arm)}: {words.milliseconds(latency.median_ms.value)}"
         f"{instead(pick, lambda arm: arm.latency and words.milliseconds(arm.latency.median_ms.value))}, "
         f"{words.times(latency.speedup.value)} {words.interval(latency.speedup, words.times)} as fast, "
         f"{accuracy_words(pick.arm)}{tie_words(pick, 'not told apart from it')}"
+    )
+
+
+def leanest_words(pick: Pick) -> str:
+    found = pick.arm.instructions
+    return (
+        f"{label(pick.arm)}: {words.instructions(found.total)}{instead(pick, lambda arm: arm.instructions and words.instructions(arm.instructions.total))}, "
+        f"{words.times(found.fewer)} fewer, {accuracy_words(pick.arm)}{tie_words(pick, 'within 1% of it')}"
     )
 
 
@@ -215,7 +244,7 @@ def summary(results: Results) -> list[str]:
     for one in every:
         where = f"{one.model} on {words.TARGET_NAMES.get(one.target, one.target)}: " if len(every) > 1 else ""
         found.append(f"{where}Smallest with no measurable loss: {smallest_words(one.smallest)}.")
-        found.append(f"{where}Fastest with no measurable loss: {fastest_words(one.fastest)}.")
+        found.append(f"{where}{fast_title(one)} with no measurable loss: {fastest_words(one.fastest)}.")
     found.append(blind_spot(results.arms))
     return [sentence for sentence in found if sentence]
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
+from evaluators.report.counts import CLASSES
 from evaluators.report.reading import is_simulated, loss
 from evaluators.results import Arm, Estimate, Results
 
@@ -42,9 +43,9 @@ def flat(arm: Arm) -> dict[str, Any]:
     """One arm as one row, units in the names, None where there is no number. The table of report.html sorts by these."""
     head = {name: getattr(arm, name) for name in ("id", "model", "recipe", "recipe_id", "exporter", "runtime", "target", "status", "cause")}
     placed = {f"{name}_weights_bytes": arm.placements.get(name, 0) if arm.tensors else None for name in ("native", "decoded", "simulated", "float")}
-    spent = {f"{name}_seconds": arm.seconds.get(name) for name in ("export", "latency", "memory", "accuracy")}
+    spent = {f"{name}_seconds": arm.seconds.get(name) for name in ("export", "latency", "memory", "accuracy", "outputs", "emulated")}
     facts = {"simulated": is_simulated(arm), "loss": loss(arm), "artifact": arm.artifact, "sha256": arm.sha256}
-    return head | size_row(arm) | latency_row(arm) | memory_row(arm) | accuracy_row(arm) | placed | facts | spent
+    return head | size_row(arm) | latency_row(arm) | instructions_row(arm) | memory_row(arm) | accuracy_row(arm) | placed | facts | spent
 
 
 def size_row(arm: Arm) -> dict[str, Any]:
@@ -63,6 +64,13 @@ def latency_row(arm: Arm) -> dict[str, Any]:
         **plain,
         "timed_runs": getattr(read, "count", None),
     }
+
+
+def instructions_row(arm: Arm) -> dict[str, Any]:
+    names = ("total", *CLASSES, "spread", "fewer", "kernels")
+    counted = {f"instructions_{name}": getattr(arm.instructions, name, None) for name in names}
+    seen = {f"agreement_{name}": getattr(arm.agreement, name, None) for name in ("samples", "elements", "max_error", "bit_equal")}
+    return counted | seen | {"untimed": arm.untimed}
 
 
 def memory_row(arm: Arm) -> dict[str, Any]:

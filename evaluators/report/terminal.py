@@ -4,11 +4,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from evaluators.report import words
-from evaluators.report.reading import counts_as_faster, counts_as_smaller, grouped, is_simulated, loss, main_placement, other_exporter, summary, unfinished
+from evaluators.report import counts, words
+from evaluators.report.reading import (
+    counts_as_faster,
+    counts_as_leaner,
+    counts_as_smaller,
+    grouped,
+    is_simulated,
+    loss,
+    main_placement,
+    other_exporter,
+    summary,
+    unfinished,
+)
 from evaluators.results import Arm, Estimate, Results
 
 COLUMNS = ("Recipe", "Size", "Ratio", "Latency", "Speedup", "Memory", "Accuracy", "Against float32", "Weights")
+UNTIMED = {"Latency": "Instructions", "Speedup": "Against float32's"}  # on emulated machines
 FIRST_TO_GO = ("Memory", "Ratio")  # in a narrow terminal
 
 
@@ -27,6 +39,8 @@ def print_table(results: Results, console: Console) -> None:
 def heading(model: str, target: str, runtime: str, arms: list[Arm]) -> Text:
     noise = next((arm.latency.noise for arm in arms if arm.latency and arm.latency.noise), None)
     text = Text(f"\n{model} · {words.runtime_name(runtime)} · {words.TARGET_NAMES.get(target, target)}", style="bold")
+    if all(arm.untimed for arm in arms):
+        return text.append("   emulated: instructions instead of milliseconds", style="not bold dim")
     return text.append(f"   noise floor: float32 against itself {words.reach(noise)}" if noise else "   no A/A run", style="not bold dim")
 
 
@@ -41,9 +55,10 @@ def fitting(arms: list[Arm], console: Console) -> Table:
 
 def table(arms: list[Arm], without: tuple[str, ...]) -> Table:
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    names = [UNTIMED.get(name, name) if all(arm.untimed for arm in arms) else name for name in COLUMNS]
     shown = [i for i, name in enumerate(COLUMNS) if name not in without]
     for i in shown:
-        drawn.add_column(COLUMNS[i], justify="left" if COLUMNS[i] in ("Recipe", "Weights") else "right", overflow="fold")
+        drawn.add_column(names[i], justify="left" if COLUMNS[i] in ("Recipe", "Weights") else "right", overflow="fold")
     for arm in arms:
         row = cells(arm)
         drawn.add_row(*[row[i] for i in shown])
@@ -58,7 +73,7 @@ def cells(arm: Arm) -> list[Text]:
         name,
         Text(words.megabytes(arm.size.file_bytes) if arm.size else words.NOTHING),
         Text(words.times(arm.size.ratio) if arm.size else words.NOTHING, style="" if counts_as_smaller(arm) else "dim"),
-        Text(words.milliseconds(arm.latency.median_ms.value) if arm.latency else words.NOTHING),
+        Text(counts.cost(arm).removesuffix(" instructions")),
         speedup(arm),
         Text(words.megabytes(arm.memory.model_bytes) if arm.memory else words.NOTHING),
         Text(words.percent(arm.accuracy.value.value) if arm.accuracy else words.NOTHING),
@@ -68,6 +83,8 @@ def cells(arm: Arm) -> list[Text]:
 
 
 def speedup(arm: Arm) -> Text:
+    if arm.instructions:
+        return Text(counts.gain(arm), style="green" if counts_as_leaner(arm) else "dim")
     if arm.latency is None or arm.latency.speedup is None or arm.latency.verdict == "baseline":
         return Text(arm.latency.verdict if arm.latency else words.NOTHING, style="dim")
     sign, style = {"faster": ("▲ ", "green"), "slower": ("▼ ", "red")}.get(arm.latency.verdict, ("≈ ", "dim"))

@@ -35,6 +35,11 @@ def milliseconds(value: float | None) -> str:
     return NOTHING if value is None or not isfinite(value) else f"{number(value)} ms"
 
 
+def instructions(count: int) -> str:
+    """Millions of instructions."""
+    return f"{number(count / 1e6)} M instructions"
+
+
 def times(value: float | None) -> str:
     return NOTHING if value is None or not isfinite(value) else f"{value:.2f}×"
 

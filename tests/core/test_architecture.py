@@ -91,5 +91,11 @@ def test_recipes_and_numbers_need_no_framework():
     assert run(f"{code}; print([m for m in {sorted(FRAMEWORKS)} if m in sys.modules])") == "[]"
 
 
+def test_a_measuring_process_needs_little_more_than_numpy():
+    """It also runs on an emulated machine, where nothing else is installed."""
+    code = "import sys, evaluators.worker, evaluators.metrics.emulated, evaluators.metrics.session, evaluators.runtimes.litert, evaluators.runtimes.ort"
+    assert run(f"{code}; print([m for m in ('pydantic', 'yaml', 'scipy', 'psutil', 'typer', 'rich') if m in sys.modules])") == "[]"
+
+
 def test_every_public_name_exists():
     assert run("import compress; [getattr(compress, n) for n in compress.__all__ if n not in ()]; print('ok')") == "ok"
