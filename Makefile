@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 CORE := .venv-core/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install compare compare-full compare-formats digits digits-training deep-compression compare-training finetune test test-core lint bench clean
+.PHONY: help install compare compare-full compare-formats digits digits-training deep-compression compare-training finetune test test-slow test-core lint bench clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -42,8 +42,11 @@ compare-training: $(INSTALLED) ## the same on the sentiment model (about an hour
 finetune: $(INSTALLED) ## fine-tune the sentiment model by LoRA by hand, LoRA, QLoRA and whole, side by side; writes finetuned/
 	$(BIN)/compresskit finetune examples/sentiment/finetune.yaml --out finetuned
 
-test: $(INSTALLED) ## the whole test suite, in two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(INSTALLED) ## the test suite, in two processes
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: $(INSTALLED) ## the tests that take longer: real models on the emulated cores, Keras trainings to every file
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 $(CORE): pyproject.toml constraints.txt
 	test -x .venv-core/bin/python || $(PYTHON) -m venv .venv-core

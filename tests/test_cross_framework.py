@@ -58,7 +58,13 @@ TEXT = ("prune-channels30", "prune50", "qat-int4")  # of the recipes that train;
 ARMS = [(recipe, model) for recipe in built_in() for model in MODELS if model != "torch_text" or recipe in TEXT or not Recipe.load(recipe).trains]
 
 
-@pytest.mark.parametrize(("recipe", "model"), ARMS)
+def marked(recipe: str, model: str):
+    """A Keras training and its way through PyTorch to .onnx and .pt2 take half a minute."""
+    slow = model == "keras_cnn" and Recipe.load(recipe).trains
+    return pytest.param(recipe, model, marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize(("recipe", "model"), [marked(*arm) for arm in ARMS])
 def test_the_codes_are_the_same_in_every_file(recipe, model):
     written = {}
     for exporter in (*FILES, *(slow for slow, arms in SLOW_FILES.items() if (recipe, model) in arms)):

@@ -489,10 +489,9 @@ def test_placing_imports_no_framework():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
+def test_a_missing_compiler_is_named(tmp_path):
     import torch._inductor.config as config
 
     _, artifact = written(nn.Linear(64, 16), "float32", noise(64), tmp_path)
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(CompressError, match="install g"):
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(CompressError, match="install g"):
         torch_compiled.load(artifact, 1)
