@@ -30,7 +30,8 @@ EVALUATION_BATCH = 32
 class Trainer:
     """A fine-tuning at some step.
 
-    log  one entry for each step (step, loss, rate, tokens, seconds) and each evaluation (step, evaluation loss, score)
+    log     one entry for each step (step, loss, rate, tokens, seconds) and each evaluation (step, evaluation loss, score)
+    scores  of each test sample at the last evaluation, which a run ends with; None before any
     """
 
     adapted: Adapted
@@ -41,6 +42,7 @@ class Trainer:
     checkpoint: Path | None = None
     progress: Progress | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
+    scores: np.ndarray | None = None
 
     def __post_init__(self):
         AcceleratorState._reset_state()  # the precision of an earlier fine-tuning in this process
@@ -73,9 +75,10 @@ class Trainer:
         step, saved = kept.restore() if kept else 0, monotonic()
         while step < self.total and not self.stopped():
             self.step(step)
-            step += 1
+            step, self.scores = step + 1, None
             if self.test is not None and (step == self.total or (self.budget.evaluate_every and step % self.budget.evaluate_every == 0)):
-                self.say({"step": step, **self.evaluate(self.test)[0]})
+                found, self.scores = self.evaluate(self.test)
+                self.say({"step": step, **found})
             if kept and (step == self.total or self.stopped() or self.accelerator.reduce(torch.tensor(monotonic() - saved)).item() > SAVE_SECONDS):
                 kept.save(step)
                 saved = monotonic()

@@ -76,7 +76,8 @@ def finetune(
     meter = None if unknown else Meter(adapted, trainer.optimizer.optimizer)
     trainer.run()
     took = meter.measured() if meter else unknown
-    return Tuned(adapted, trainer.log, None if test is None else trainer.evaluate(test)[1], took, predicted)
+    scores = trainer.evaluate(test)[1] if test is not None and trainer.scores is None else trainer.scores
+    return Tuned(adapted, trainer.log, scores, took, predicted)
 
 
 def longest(data: Samples, budget: Budget) -> np.ndarray:
