@@ -1,7 +1,8 @@
 """Encoding and decoding of large tensors in compiled loops on all of numba's threads, bit-equal to the NumPy oracle.
 
 What is small, one number per scale, is left to the oracle's own functions. Loops over values are written for LLVM's vectorizer: magnitudes and ends are
-compared as integers, because it does not vectorize float maxima; up to 16 levels are found by 15 comparisons without a branch, more by 8;
+compared as integers, because it does not vectorize float maxima; up to 16 levels are found by 4 comparisons with selected thresholds, which are plain names
+because it makes branches of nested conditions, and more by 8 with thresholds from memory;
 and loops run over slices from 0, because numba checks every index for its sign that starts elsewhere.
 """
 
@@ -121,10 +122,15 @@ def few_levels(rows, per, thresholds, scale, reciprocal, codes):
         inverse = F32(1) / s
         for j in range(row.size):
             v = row[j] * inverse if reciprocal else row[j] / s
-            out[j] = U8(
-                (v > t0) + (v > t1) + (v > t2) + (v > t3) + (v > t4) + (v > t5) + (v > t6) + (v > t7)
-                + (v > t8) + (v > t9) + (v > t10) + (v > t11) + (v > t12) + (v > t13) + (v > t14)
-            )  # fmt: skip
+            half = v > t7
+            fourth, a, b = t11 if half else t3, t9 if half else t1, t13 if half else t5
+            quarter = v > fourth
+            c0, c1, c2, c3 = t8 if half else t0, t10 if half else t2, t12 if half else t4, t14 if half else t6
+            eighth, even, odd = b if quarter else a, c2 if quarter else c0, c3 if quarter else c1
+            second = v > eighth
+            last = odd if second else even
+            first = v > last
+            out[j] = U8((I32(8) if half else I32(0)) | (I32(4) if quarter else I32(0)) | (I32(2) if second else I32(0)) | (I32(1) if first else I32(0)))
 
 
 @njit(**PARALLEL)
