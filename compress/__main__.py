@@ -64,6 +64,40 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that `compare` 
 
 
 @app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A folder that `compare` wrote.")],
+    baseline: Annotated[Path | None, typer.Option(help="An earlier study's folder: accuracy is compared with its arms, answer by answer.")] = None,
+    accuracy_drop: Annotated[float | None, typer.Option("--max-accuracy-drop", help="Points; against float32, or against --baseline.", min=0)] = None,
+    speedup: Annotated[float | None, typer.Option("--min-speedup", help="Times as fast as float32.", min=0)] = None,
+    size: Annotated[str | None, typer.Option("--max-size", help="Of the file, as 6MB, 500kB or 4MiB.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only arms of this name, as '*/int8-static/litert/*'; may be repeated.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Judge a study's arms by the ends of their confidence intervals; exit code 1 where one fails.
+
+    Example: `compresskit check report --baseline last-week --max-accuracy-drop 1.0 --min-speedup 1.5 --max-size 6MB --arm '*/int8-static/*'`
+    """
+    from dataclasses import asdict
+
+    from compress.units import parse_bytes
+    from evaluators import gate
+
+    limits = gate.Limits(accuracy_drop, speedup, None if size is None else parse_bytes(size))
+    findings = gate.check(folder, limits, baseline, arm or ())
+    if junit:
+        gate.write_junit(findings, junit)
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
+    else:
+        print_rows(f"{folder}", ["arm", "asked", "outcome", "found"], [(f.arm, f.asked, f.outcome, f.said) for f in findings])
+    failed = sum(finding.outcome == "failed" for finding in findings)
+    if failed:
+        errors.print(f"{failed} of {len(findings)} checks failed")
+        raise typer.Exit(1)
+
+
+@app.command()
 def finetune(
     document: Annotated[Path, typer.Argument(help="A .yaml file: model, data, budget, and the methods to compare.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoints, adapters and the report; a rerun continues there.")] = Path("finetuned"),

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evaluators import statistics
 from evaluators.dataset import labels
 from evaluators.metrics import METRICS, accuracy, emulated, latency, memory, outputs, size
@@ -119,6 +121,10 @@ class Reader:
         """What holds an arm's answers to the test samples."""
         return self.done(name, "accuracy") or self.done(name, "emulated")
 
+    def labels(self, name: str) -> np.ndarray:
+        """int32 [samples]: what its answers are compared with."""
+        return labels(self.store.folder / "data" / self.links[name]["data"])[: len(self.answers(name).arrays["answers"])]
+
     def latency_notes(self, name: str) -> tuple[str, ...]:
         timed = self.done(name, "latency")
         return () if timed is None or timed.facts["steady"] else ("its time was not steady within 2% when the warm-up reached its limit of 10 s",)
@@ -138,8 +144,7 @@ class Reader:
             found["agreement"] = outputs.derive(emulation.arrays, home.arrays)
         if answers:
             float32 = self.answers(baseline) if baseline != name else None
-            truth = labels(self.store.folder / "data" / self.links[name]["data"])[: len(answers.arrays["answers"])]
-            found["accuracy"] = accuracy.derive(answers.arrays["answers"], float32.arrays["answers"] if float32 else None, truth)
+            found["accuracy"] = accuracy.derive(answers.arrays["answers"], float32.arrays["answers"] if float32 else None, self.labels(name))
         if timed:
             pair = self.store.piece(timed.facts["pair"])
             found["latency"] = latency.derive(timed.facts, timed.arrays["blocks"], pair and pair.arrays, baseline == name, self.planned[name]["threads"])

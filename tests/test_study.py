@@ -1,11 +1,13 @@
 """Whole studies with real exporters and runtimes on a tiny model: resuming, refusing, crashing, failing."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -174,6 +176,27 @@ def test_a_new_recipe_is_timed_beside_a_fresh_float32_and_the_rest_stays(finishe
     assert more.arms[0].latency == results.arms[0].latency and more.arms[1].latency == results.arms[1].latency
     assert more.arms[2].latency.speedup is not None
     assert "float32/onnxruntime/cpu is timed again beside 1 arm" in log
+
+
+def test_the_gate_compares_answers_with_an_earlier_study(finished, tmp_path):
+    from evaluators.derive import Reader
+    from evaluators.gate import Limits, check
+    from evaluators.store import Store
+
+    out, _, results, _ = finished
+    name = results.arms[1].id
+    earlier = shutil.copytree(out, tmp_path / "earlier")
+    limits = Limits(accuracy_drop=1.0, size=results.arms[1].size.file_bytes)
+    same = {finding.asked: finding for finding in check(out, limits, earlier, [name])}
+    assert {asked: finding.outcome for asked, finding in same.items()} == {"size": "passed", "accuracy": "passed"}
+    with Store(earlier) as store:
+        kept = store.piece(store.links(name)["accuracy"])
+        truth = Reader(store).labels(name)
+        store.keep(replace(kept, arrays={**kept.arrays, "answers": truth}))  # an earlier study that was always right
+    (worse,) = check(out, Limits(accuracy_drop=1.0), earlier, [name])
+    assert worse.outcome == "failed" and "against the baseline" in worse.said and "over by" in worse.said
+    with pytest.raises(InputError, match="no arm is named"):
+        check(out, limits, arms=["nothing"])
 
 
 def test_results_name_no_absolute_path(finished):

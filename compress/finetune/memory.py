@@ -1,6 +1,5 @@
 """How much memory a fine-tuning takes, before any weight is loaded: its own code runs a training step on tensors without data."""
 
-import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from compress.finetune.training import for_training, optimizer
 
 SIDE_BY_SIDE = ("full", "lora", "qlora")
 FEW = 3  # blocks that have one between the first and the last
-UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 Peaks = dict[Phase, dict[str, int]]
 
 
@@ -107,14 +105,6 @@ def fitting(limit: int, method: str, rank: int | None, shape: Shape) -> Iterator
             if needed.total <= limit:
                 yield name, again, needed
                 break
-
-
-def parse_bytes(said: str) -> int:
-    """Bytes of "24GB" or "16GiB". InputError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(MB|GB|MiB|GiB)", said.strip())
-    if not match or not float(match[1]):
-        raise InputError(f"{said!r} is no amount of memory: write it as 24GB or 16GiB")
-    return int(float(match[1]) * UNITS[match[2]])
 
 
 def at_peak(found: Peaks) -> Memory:

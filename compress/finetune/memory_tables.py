@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compress.finetune.architectures import load_config
-from compress.finetune.memory import SIDE_BY_SIDE, Memory, Shape, fitting, parse_bytes, side_by_side
+from compress.finetune.memory import SIDE_BY_SIDE, Memory, Shape, fitting, side_by_side
 from compress.finetune.tracking import LINES
+from compress.units import parse_bytes
 
 GB = 10**9
 CHANGED = ("gradients", "activations", "logits", "workspace")  # by recomputing

@@ -1,0 +1,156 @@
+"""Whether the arms of a study keep what is asked of them, judged by the ends of confidence intervals and not by the estimates between them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Literal
+from xml.etree import ElementTree
+
+from compress.errors import InputError
+from evaluators.derive import Reader, load_results
+from evaluators.metrics import accuracy
+from evaluators.report import words
+from evaluators.report.files import write
+from evaluators.report.reading import is_baseline
+from evaluators.results import Accuracy, Arm
+from evaluators.store import Store
+
+Outcome = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is asked of every arm; None asks nothing. accuracy_drop is in points, size in bytes."""
+
+    accuracy_drop: float | None = None
+    speedup: float | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    arm: str
+    asked: str  # "accuracy", "speedup", "size", or "run": that there is a result
+    outcome: Outcome
+    said: str
+
+
+def check(folder: str | os.PathLike, limits: Limits, baseline: str | os.PathLike | None = None, arms: Sequence[str] = ()) -> list[Finding]:
+    """A finding for each limit and each arm of the study in `folder` but its float32 arms.
+
+    baseline  another study's folder. Accuracy is then compared with its arm of the same name, answer by answer, and what ran there has to run here;
+              without it accuracy is compared with float32 of the same study, as speed always is: times of two studies were not taken side by side
+    arms      patterns of arms' names, as "*/int8-static/litert/*"; none means all
+
+    InputError where there is no study, nothing to judge, or no limit.
+    """
+    if limits == Limits():
+        raise InputError("nothing to check: give --max-accuracy-drop, --min-speedup or --max-size")
+    judged = [arm for arm in load_results(folder).arms if not is_baseline(arm) and wanted(arm.id, arms)]
+    before = Before(Path(folder), Path(baseline)) if baseline else None
+    gone = before.gone([arm.id for arm in judged], arms) if before else []
+    if not judged and not gone:
+        raise InputError(f"{folder}: no arm {'is named ' + ' or '.join(arms) if arms else 'but float32'}")
+    return [*gone, *(finding for arm in judged for finding in judge(arm, limits, before))]
+
+
+def wanted(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
+
+
+class Before:
+    """The arms of an earlier study, and how the answers of this one's differ from theirs."""
+
+    def __init__(self, folder: Path, baseline: Path):
+        self.folder, self.baseline = folder, baseline
+        self.arms = {arm.id: arm for arm in load_results(baseline).arms}
+
+    def gone(self, now: Sequence[str], patterns: Sequence[str]) -> list[Finding]:
+        missing = [arm.id for arm in self.arms.values() if arm.status == "done" and not is_baseline(arm) and wanted(arm.id, patterns) and arm.id not in now]
+        return [Finding(name, "run", "failed", "the baseline has this arm, this study has not") for name in missing]
+
+    def ran(self, arm: str) -> bool:
+        return arm in self.arms and self.arms[arm].status == "done"
+
+    def accuracy(self, arm: str) -> Accuracy | str:
+        """The arm's accuracy against the baseline's arm of the same name, or why there is none."""
+        if not self.ran(arm):
+            return "the baseline has no result for this arm"
+        with Store(self.folder, create=False) as here, Store(self.baseline, create=False) as there:
+            (mine, truth), (theirs, their_truth) = answers(here, arm), answers(there, arm)
+        if mine is None or theirs is None:
+            return "one of the two studies has no answers of this arm"
+        if len(truth) != len(their_truth) or (truth != their_truth).any():
+            return f"the two studies have other test samples ({len(their_truth)} and {len(truth)})"
+        return accuracy.derive(mine, theirs, truth)
+
+
+def answers(store: Store, arm: str):
+    """An arm's answers and the labels, int32 [samples] each; None, None where it has none."""
+    reader = Reader(store)
+    piece = reader.answers(arm)
+    return (piece.arrays["answers"], reader.labels(arm)) if piece else (None, None)
+
+
+def judge(arm: Arm, limits: Limits, before: Before | None) -> Iterator[Finding]:
+    if arm.status != "done":
+        lost = arm.status != "refused" or (before is not None and before.ran(arm.id))
+        yield Finding(arm.id, "run", "failed" if lost else "skipped", f"{arm.status}: {words.first_line(arm.cause) or 'not run yet'}")
+        return
+    if limits.size is not None:
+        yield size(arm, limits.size)
+    if limits.speedup is not None:
+        yield speedup(arm, limits.speedup)
+    if limits.accuracy_drop is not None:
+        yield accuracy_drop(arm, limits.accuracy_drop, before)
+
+
+def size(arm: Arm, most: int) -> Finding:
+    over = arm.size.file_bytes - most
+    said = f"{arm.size.file_bytes:,} bytes, {f'{over:,} over' if over > 0 else f'{-over:,} under'} the {most:,} allowed"
+    return Finding(arm.id, "size", "failed" if over > 0 else "passed", said)
+
+
+def speedup(arm: Arm, least: float) -> Finding:
+    found = arm.latency.speedup if arm.latency else None
+    if found is None:
+        why = f"no latency is measured there: {arm.untimed}" if arm.untimed else "there is no float32 to compare with"
+        return Finding(arm.id, "speedup", "failed", f"cannot be judged, {why}; leave this arm out by --arm")
+    said = f"{words.times(found.value)} {words.interval(found, words.times)} as fast as float32; asked for {words.times(least)}"
+    if found.low >= least:
+        return Finding(arm.id, "speedup", "passed", said)
+    short = f"short by {words.times(least - found.low)} at the interval's lower end"
+    return Finding(arm.id, "speedup", "failed", f"{said}: {short}{'' if found.value < least else '; more blocks would narrow it'}")
+
+
+def accuracy_drop(arm: Arm, most: float, before: Before | None) -> Finding:
+    found = before.accuracy(arm.id) if before else arm.accuracy
+    if isinstance(found, str) or found is None or found.difference is None:
+        why = found if isinstance(found, str) else "there is no float32 to compare with"
+        return Finding(arm.id, "accuracy", "failed", f"cannot be judged: {why}")
+    against = "the baseline" if before else "float32"
+    said = (
+        f"{words.percent(found.value.value)}, {words.points(found.difference.value)} points against {against} "
+        f"{words.interval(found.difference, words.points)}; allowed a drop of {most:g}"
+    )
+    worst = -100 * found.difference.low
+    if worst <= most:
+        return Finding(arm.id, "accuracy", "passed", said)
+    hint = "" if -100 * found.difference.value > most else f"; more than {found.count:,} samples would narrow it"
+    return Finding(arm.id, "accuracy", "failed", f"{said}: over by {worst - most:.1f} at the interval's lower end{hint}")
+
+
+def write_junit(findings: Sequence[Finding], path: Path, name: str = "compresskit") -> None:
+    """JUnit XML: a test case for each finding."""
+    count = {outcome: str(sum(f.outcome == outcome for f in findings)) for outcome in ("failed", "skipped")}
+    suite = ElementTree.Element("testsuite", name=name, tests=str(len(findings)), failures=count["failed"], skipped=count["skipped"], errors="0")
+    for finding in findings:
+        case = ElementTree.SubElement(suite, "testcase", classname=finding.arm, name=finding.asked)
+        if finding.outcome == "passed":
+            ElementTree.SubElement(case, "system-out").text = finding.said
+        else:
+            ElementTree.SubElement(case, {"failed": "failure", "skipped": "skipped"}[finding.outcome], message=finding.said)
+    ElementTree.indent(suite)
+    write(path, ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n")
