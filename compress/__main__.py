@@ -31,6 +31,22 @@ Calibration = Annotated[
 
 
 @app.command()
+def init(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The study; its data.py is written beside it.")] = Path("study.yaml"),
+) -> None:
+    """Write a commented study for a model, and the functions that its data has to come from.
+
+    Example: `compresskit init model.keras -o study.yaml`
+    """
+    from evaluators.starting import start_study
+
+    with console.status("opening the model"):
+        written = start_study(model, output)
+    console.print(f"Wrote {', '.join(map(str, written))}. Fill in data.py, then: compresskit compare {output} --out report", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def compare(
     study: Annotated[Path, typer.Argument(help="The study: models x recipes x runtimes x targets.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for artifacts, results and reports; a rerun continues there.")] = Path("report"),

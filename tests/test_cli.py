@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluators.study import Study
+
 ROOT = Path(__file__).parents[1]
 MODEL = """
 import numpy as np, torch
@@ -30,7 +32,7 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", ["compare", "report", "check", "compress", "plan", "inspect", "recipes", "targets", "doctor"])
+@pytest.mark.parametrize("name", ["init", "compare", "report", "check", "compress", "plan", "inspect", "recipes", "targets", "doctor"])
 def test_help_has_an_example(name):
     found = command(name, "--help")
     assert found.returncode == 0 and f"compresskit {name}" in found.stdout
@@ -49,6 +51,18 @@ def test_compress_then_inspect(folder, suffix, runtime):
     assert made.returncode == 0, made.stderr
     shown = command("inspect", f"m{suffix}", folder=folder)
     assert shown.returncode == 0 and "int8" in shown.stdout and "int8-weight-only" in shown.stdout and "Ledger: payload 2,176" in shown.stdout
+
+
+def test_init_writes_a_study_that_can_be_looked_up(folder):
+    made = command("init", "mine.py:load", "-o", "study.yaml", folder=folder)
+    assert made.returncode == 0, made.stderr
+    study = Study.load(folder / "study.yaml")
+    assert list(study.models) == ["mine"] and "onnxruntime" in study.runtimes
+    assert "by the names that forward has, input" in (folder / "data.py").read_text()
+    again = command("init", "mine.py:load", "-o", "study.yaml", folder=folder)
+    assert again.returncode == 2 and "there already" in again.stderr
+    ran = command("compare", "study.yaml", "--out", "report", folder=folder)
+    assert ran.returncode == 1 and "NotImplementedError: return the inputs" in ran.stdout
 
 
 def test_plan_says_what_an_exporter_refuses(folder):
