@@ -12,7 +12,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="One compression recipe for every framework and every device, with one honest report.\n\nExit codes: 0 done, 1 some arm failed, 2 bad input. With `--debug` an error shows where it was raised.",
+    help="One compression recipe for every framework and every device, with one honest report.\n\n"
+    "Exit codes: 0 done, 1 some arm failed, 2 bad input. With `--debug` an error shows where it was raised.",
 )
 console = Console(emoji=False)
 errors = Console(stderr=True, emoji=False)

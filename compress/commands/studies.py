@@ -35,6 +35,7 @@ def compare(
     study: Annotated[Path, typer.Argument(help="The study: models x recipes x runtimes x targets.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for artifacts, results and reports; a rerun continues there.")] = Path("report"),
     targets: Annotated[str, typer.Option("--targets", help="Where to run instead of the study's own, with commas between: see `compresskit targets`.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which arms there are, their predicted sizes and about how long it takes.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a study and write its report.
@@ -44,8 +45,13 @@ def compare(
     On emulated arm64 cores too: `compresskit compare examples/digits/study.yaml --targets cpu,arm64:cortex-a76 --out mobile`
     """
     import evaluators
+    from compress.commands import foreseen
 
-    results = evaluators.compare(study, out, targets=[name.strip() for name in targets.split(",") if name.strip()])
+    wanted = [name.strip() for name in targets.split(",") if name.strip()]
+    if dry_run:
+        with errors.status("opening the models"):
+            return foreseen.show(evaluators.Study.load(study, wanted), as_json)
+    results = evaluators.compare(study, out, targets=wanted)
     show_report(results, out, as_json)
     failed = [arm.id for arm in results.arms if arm.status == "failed"]
     if failed:
