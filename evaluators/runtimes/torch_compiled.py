@@ -6,6 +6,7 @@ from compress.artifact import Artifact
 from compress.errors import CompressError
 from evaluators.runtimes.torch_eager import TorchSession, open_program, prepare, static_products_are_exact, zeros
 from evaluators.runtimes.torch_eager import versions as eager_versions
+from evaluators.runtimes.torch_loading import BITSANDBYTES, has_fused_4bit
 
 EXPORTER = "torch"
 SUFFIX = ".pt2"
@@ -15,8 +16,10 @@ def load(artifact: Artifact, threads: int) -> TorchSession:
     """A compiled session; compiling takes seconds to a minute. CompressError where there is no C++ compiler."""
     compiler()
     torch.set_num_threads(threads)
-    # Freezing folds constants and lowers static int8 to oneDNN, whose int8 kernels are wrong on a CPU where they saturate.
-    freezing = not artifact.contents.activation_ranges or static_products_are_exact()
+    # Freezing folds constants, 4-bit weights among them that are to be expanded at each run, and lowers static int8 to oneDNN, whose int8 kernels are
+    # wrong on a CPU where they saturate.
+    expands = BITSANDBYTES in artifact.contents.operators and not has_fused_4bit()
+    freezing = not expands and (not artifact.contents.activation_ranges or static_products_are_exact())
     module = open_program(artifact).module(check_guards=False)
     prepare(module, artifact)
     session = TorchSession(torch.compile(module, fullgraph=True, dynamic=False), artifact)

@@ -11,11 +11,12 @@ import torch
 from compress.artifact import Artifact
 from compress.errors import CompressError
 from compress.network import Inputs
-from evaluators.runtimes.torch_loading import BITSANDBYTES, compute_at_load, has_fused_4bit, import_bitsandbytes, pack_4bit
+from evaluators.runtimes.torch_loading import BITSANDBYTES, compute_at_load, expand_4bit, has_fused_4bit, import_bitsandbytes, pack_4bit
 
 EXPORTER = "torch"
 SUFFIX = ".pt2"
 aten = torch.ops.aten
+FUSED, EXPANDED = "in bfloat16", "no AVX512-BF16: weights are expanded to float32 at each run, by a table of a byte's two levels"
 IN_FLOAT = "computed in float32: the CPU's own saturate (no VNNI), or there is no oneDNN"
 
 
@@ -56,8 +57,8 @@ def prepare(module: torch.fx.GraphModule, artifact: Artifact) -> None:
     """What the file leaves to the machine that runs it: how 4-bit codes are packed, whether int8 products are exact, and what is expanded."""
     if "aten._int_mm" in artifact.contents.operators and not dynamic_products_are_exact():
         multiply_in_float(module)
-    if BITSANDBYTES in artifact.contents.operators and has_fused_4bit():
-        pack_4bit(module)
+    if BITSANDBYTES in artifact.contents.operators:
+        (pack_4bit if has_fused_4bit() else expand_4bit)(module)
     entries = artifact.contents.metadata.get("tensors", {}).values()
     compute_at_load(module, {target for entry in entries if entry.get("at_load") for target in entry["parts"].values()})
 
@@ -133,6 +134,8 @@ def versions() -> dict[str, str]:
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
         "static int8 products": "oneDNN" if static_products_are_exact() else IN_FLOAT,
         "dynamic int8 products": "native" if dynamic_products_are_exact() else IN_FLOAT,
-        "bitsandbytes' 4-bit products": "in bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16") else "no AVX512-BF16: expanded to float32 at each run",
+        "bitsandbytes' 4-bit products": "in bfloat16"
+        if torch.cpu.get_capabilities().get("avx512_bf16")
+        else "no AVX512-BF16: expanded to float32 at each run, by a table",
         "threads": str(torch.get_num_threads()),
     }
