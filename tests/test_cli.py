@@ -1,5 +1,6 @@
 """The command line as a person types it, on real files."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("name", ["init", "compare", "report", "check", "compress", "plan", "inspect", "recipes", "targets", "doctor"])
 def test_help_has_an_example(name):
     found = command(name, "--help")
-    assert found.returncode == 0 and f"compresskit {name}" in found.stdout
+    assert found.returncode == 0 and f"compresskit {name}" in found.stdout and "--json" in found.stdout
 
 
 def test_recipes_can_be_printed_edited_and_used(folder):
@@ -91,6 +92,19 @@ def test_bad_input_is_one_clear_error_and_exit_code_2(folder, words, message):
     assert message in found.stderr and "Traceback" not in found.stderr
 
 
+def test_debug_shows_where_an_error_was_raised(folder):
+    found = command("plan", "missing.keras", "-r", "float32", "--debug", folder=folder)
+    assert found.returncode == 1 and "Traceback" in found.stderr and "no such model file" in found.stderr
+
+
+def test_what_is_printed_as_json_is_json(folder):
+    command("compress", "mine.py:load", "-r", "int8-weight-only", "-c", "mine.py:data", "-o", "j.onnx", folder=folder)
+    for words in (("recipes",), ("recipes", "pqat"), ("formats", "bnb.nf4"), ("doctor",), ("targets",), ("inspect", "j.onnx")):
+        assert json.loads(command(*words, "--json", folder=folder).stdout), words
+    planned = json.loads(command("plan", "mine.py:load", "-r", "int8-weight-only", "--to", "onnx", "-c", "mine.py:data", "--json", folder=folder).stdout)
+    assert {t["name"]: t["placement"] for t in planned["tensors"] if "placement" in t} == {"0.weight": "native", "2.weight": "native"}
+
+
 def test_nan_weights_are_named(folder):
     (folder / "broken.py").write_text(MODEL + "\ndef broken():\n    m = load()\n    m[2].weight.data[0, 0] = float('nan')\n    return m\n")
     np.save(folder / "x.npy", np.zeros((1, 64), np.float32))
@@ -109,6 +123,10 @@ def test_a_study_from_the_command_line(folder):
         "name: small\nmodels: {m: 'mine.py:load'}\ncalibration: 'data.py:calibration'\ntest: 'data.py:test'\nsamples: 40\n"
         "recipes: [float32, int8-dynamic, int16x8]\nruntimes: [onnxruntime]\ntargets: [cpu]\n"
     )
+    dry = command("compare", "study.yaml", "--out", "out", "--dry-run", "--json", folder=folder)
+    arms = {arm["id"]: arm for arm in json.loads(dry.stdout)["arms"]}
+    assert dry.returncode == 0 and len(arms) == 3 and not (folder / "out").exists()
+    assert "int16" in arms["m/int16x8/onnxruntime/cpu"]["reason"] and arms["m/int8-dynamic/onnxruntime/cpu"]["size_bytes"] > 2176
     first = command("compare", "study.yaml", "--out", "out", folder=folder)
     assert first.returncode == 0, first.stderr
     for name in ("report.html", "report.md", "results.json", "results.csv", "study.sqlite"):
