@@ -1,6 +1,7 @@
 """This project against its peers: `python -m benchmarks [NAME ...]`. Each line gives a ratio, its interval and the bar."""
 
 import argparse
+import subprocess
 import sys
 from importlib import import_module
 
@@ -23,13 +24,15 @@ BENCHMARKS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], default=[], help=f"some of {', '.join(BENCHMARKS)}; default: all")
-    short = []
-    for name in parser.parse_args().names or BENCHMARKS:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        for what, measured, bar, reached in import_module(BENCHMARKS[name]).run():
-            print(f"{'ok   ' if reached else 'SHORT'} {what}: {measured} (bar: {bar})", flush=True)
-            short += [] if reached else [what]
-    return 1 if short else 0
+    names = parser.parse_args().names or list(BENCHMARKS)
+    if len(names) > 1:
+        return max([subprocess.call([sys.executable, "-m", "benchmarks", name]) for name in names])  # none finds what another left in its process
+    print(f"{names[0]} ...", file=sys.stderr, flush=True)
+    short = False
+    for what, measured, bar, reached in import_module(BENCHMARKS[names[0]]).run():
+        print(f"{'ok   ' if reached else 'SHORT'} {what}: {measured} (bar: {bar})", flush=True)
+        short |= not reached
+    return int(short)
 
 
 if __name__ == "__main__":
