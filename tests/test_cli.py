@@ -1,6 +1,7 @@
 """The command line as a person types it, on real files."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,16 @@ def test_what_is_printed_as_json_is_json(folder):
         assert json.loads(command(*words, "--json", folder=folder).stdout), words
     planned = json.loads(command("plan", "mine.py:load", "-r", "int8-weight-only", "--to", "onnx", "-c", "mine.py:data", "--json", folder=folder).stdout)
     assert {t["name"]: t["placement"] for t in planned["tensors"] if "placement" in t} == {"0.weight": "native", "2.weight": "native"}
+
+
+def test_ctrl_c_says_that_nothing_is_lost(folder):
+    (folder / "slow.py").write_text(MODEL + "\ndef slow():\n    import time\n    time.sleep(60)\n")
+    (folder / "slow.yaml").write_text("name: s\nmodels: {m: 'slow.py:slow'}\ntest: 'slow.py:data'\nrecipes: [float32]\nruntimes: [onnxruntime]\n")
+    words = [sys.executable, "-m", "compress", "compare", "slow.yaml", "--out", "slow"]
+    started = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
+    assert any("exporting" in line for line in started.stderr)
+    started.send_signal(signal.SIGINT)
+    assert "the same command goes on" in started.communicate(timeout=60)[1] and started.returncode == 130
 
 
 def test_nan_weights_are_named(folder):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from compress.commands.shared import AsJson, app, console, errors, print_json, print_rows
+from compress.commands.shared import AsJson, app, console, errors, print_json, print_rows, resumable
 
 
 @app.command()
@@ -25,7 +25,8 @@ def finetune(
     from evaluators.report import finetuning as pages
 
     loaded = Finetuning.load(document)
-    rows = finetuning.finetune(document, out)
+    with resumable():
+        rows = finetuning.finetune(document, out)
     written = pages.write_report(loaded, rows, out, f"compresskit finetune {document} --out {out}")
     if as_json:
         sys.stdout.write(written["json"].read_text(encoding="utf-8"))

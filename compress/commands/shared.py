@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +27,16 @@ Calibration = Annotated[
     typer.Option("--calibration", "-c", help="Typical inputs: `file.py:function` or an .npy/.npz file; for static recipes and PyTorch models."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Says on Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("Interrupted. What is finished is kept: the same command goes on from there.")
+        raise
 
 
 def print_json(document: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from compress.commands.shared import AsJson, Model, app, console, errors, print_json, print_rows
+from compress.commands.shared import AsJson, Model, app, console, errors, print_json, print_rows, resumable
 
 
 @app.command()
@@ -51,7 +51,8 @@ def compare(
     if dry_run:
         with errors.status("opening the models"):
             return foreseen.show(evaluators.Study.load(study, wanted), as_json)
-    results = evaluators.compare(study, out, targets=wanted)
+    with resumable():
+        results = evaluators.compare(study, out, targets=wanted)
     show_report(results, out, as_json)
     failed = [arm.id for arm in results.arms if arm.status == "failed"]
     if failed:
