@@ -23,7 +23,7 @@ from tempfile import mkdtemp
 
 SUITE = "trixie"  # the first with adbd, and its qemu runs whole roots
 PORTS = 5601  # of the first device; below 5586 adb's server would find it by itself
-APPLETS = "cat dd df echo env grep kill ls mkdir mv ps rm sed sh sleep taskset timeout uname"
+APPLETS = "cat dd df echo env grep kill ls mkdir mv ps rm sed sh sha256sum sleep taskset timeout uname"
 LIBRARIES = ("executorch", "executorch_threadpool", "executorch_kernels_optimized", "executorch_kernels_quantized", "executorch_backend_xnnpack")
 STUBS = {"getprop": 'sed -n "s/^$1=//p" /data/properties', "dumpsys": 'cat "/data/dumpsys/$1"'}
 PROPERTIES = "ro.product.model=Debian on qemu\nro.product.cpu.abi=arm64-v8a\nro.build.version.release=none\n"

@@ -45,7 +45,7 @@ def client() -> Any:
         from adbutils import AdbClient
     except ModuleNotFoundError as error:
         raise MissingExtra(f"target 'adb' needs {error.name}, which is not installed: pip install 'compresskit[adb]'") from error
-    return AdbClient(socket_timeout=ANSWER_SECONDS)
+    return AdbClient()  # no socket_timeout: with one, its `push` may send parts of a block
 
 
 def server_runs() -> bool:
@@ -121,20 +121,21 @@ class Device:
 
     def push(self, path: Path) -> str:
         """Where a file lies on the device: named by its hash, so what is there already is not copied again."""
-        place = f"{FOLDER}/{file_hash(path)[:32]}{path.suffix}"
+        digest = file_hash(path)
+        place = f"{FOLDER}/{digest[:32]}{path.suffix}"
         if self.shell(f"mkdir -p {FOLDER} && ls {place}").code == 0:
             return place
         passing = f"{FOLDER}/{uuid4().hex}"
         try:
             with self.reached():
-                self.handle.sync.push(path, passing, 0o755, check=True)
+                self.handle.sync.push(path, passing, 0o755)
         except Unreachable as error:
             self.shell(f"rm -f {passing}")
             free = self.free_bytes()
             if free is not None and free < path.stat().st_size:
                 raise CompressError(f"{self.serial} has no room for {path.name}: {path.stat().st_size:,} bytes are needed, {free:,} are free") from error
             raise
-        self.checked(f"mv {passing} {place}")
+        self.checked(f"echo '{digest}  {passing}' | sha256sum -c && mv {passing} {place}")
         return place
 
     def read(self, place: str) -> bytes:
