@@ -25,8 +25,8 @@ SUITE = "trixie"  # the first with adbd, and its qemu runs whole roots
 PORTS = 5601  # of the first device; below 5586 adb's server would find it by itself
 APPLETS = "cat dd df echo env grep kill ls mkdir mv ps rm sed sh sha256sum sleep taskset timeout uname"
 LIBRARIES = ("executorch", "executorch_threadpool", "executorch_kernels_optimized", "executorch_kernels_quantized", "executorch_backend_xnnpack")
-STUBS = {"getprop": 'sed -n "s/^$1=//p" /data/properties', "dumpsys": 'cat "/data/dumpsys/$1"'}
-PROPERTIES = "ro.product.model=Debian on qemu\nro.product.cpu.abi=arm64-v8a\nro.build.version.release=none\n"
+STUBS = {"getprop": "cat /data/properties", "dumpsys": 'cat "/data/dumpsys/$1"'}
+PROPERTIES = "[ro.product.model]: [Debian on qemu]\n[ro.product.cpu.abi]: [arm64-v8a]\n"
 ROOM_BYTES = 64 << 20  # of /data/local/tmp
 ELF = rb"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
 MASK = rb"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
@@ -182,7 +182,7 @@ def network(root: str, qemu: str, adb: str, folder: str, listener: int) -> None:
     place = Path(folder, "binfmt")
     place.mkdir()
     mount("binfmt_misc", str(place), "binfmt_misc")
-    (place / "register").write_bytes(b":arm64:M::" + ELF + b":" + MASK + b":" + qemu.encode() + b":F")
+    (place / "register").write_bytes(b":arm64:M::" + ELF + b":" + MASK + b":" + qemu.encode() + b":PF")  # keeping argv[0], found from outside the root
     subprocess.Popen([adb, "-L", f"acceptfd:{listener}", "server", "nodaemon"], pass_fds=[listener], stdin=subprocess.DEVNULL, stdout=sys.stderr)
     os.close(listener)
     running: dict[int, subprocess.Popen] = {}

@@ -26,7 +26,7 @@ from evaluators.emulation import setup
 from evaluators.progress import TextProgress
 from evaluators.report import html, markdown
 from evaluators.study import Study
-from evaluators.targets import adb, listed, open_target
+from evaluators.targets import adb, open_target
 
 OUTPUTS = Path(__file__).parent / "adb_outputs"
 MODEL = """
@@ -53,7 +53,7 @@ calibration: "model.py:calibration"
 test: "model.py:test"
 samples: 6
 recipes: [float32, int8-static]
-runtimes: [executorch, litert]
+runtimes: [executorch]
 targets: [phone]
 latency: {blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
 """
@@ -130,7 +130,7 @@ def test_cores_are_whole_clusters_that_hold_all_threads():
 
 def test_a_device_that_says_nothing_is_said_to():
     assert parse("").words() == "Android device, thermal status not told"
-    assert "frequencies cannot be read" in parse("/sys/devices/system/cpu/cpu0= \n/sys/devices/system/cpu/cpu1= \n").words()
+    assert "frequencies cannot be read" in parse("/sys/devices/system/cpu/cpu0 /sys/devices/system/cpu/cpu1\n").words()
 
 
 # States that a real adbd cannot be brought into: a server that speaks adb's host protocol
@@ -143,7 +143,10 @@ def server(monkeypatch):
 
     class Answer(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            asked = self.request.recv(int(self.request.recv(4), 16)).decode()
+            size = self.request.recv(4)
+            if not size:  # somebody asked whether a server runs
+                return
+            asked = self.request.recv(int(size, 16)).decode()
             text = "0029" if asked == "host:version" else "".join(f"{serial}\t{state}\n" for serial, state in said.items())
             self.request.sendall(b"OKAY" + f"{len(text):04x}{text}".encode())
 
@@ -274,7 +277,8 @@ def script(folder: Path, text: str) -> Path:
 
 
 def test_a_device_is_listed_with_its_facts(serial, devices):
-    one = next(one for one in listed() if one.name == f"adb:{serial}")
+    (one,) = adb.listed()
+    assert one.name == f"adb:{serial}"
     assert one.reachable and "Debian on qemu" in one.state and "GHz" in one.state and "battery 80%, 30.1 degrees" in one.state
     assert connect("").serial == serial
 
@@ -334,9 +338,7 @@ def phone(serial: str, folder: Path, **settings) -> adb.Adb:
     return adb.Adb(**({"serial": serial, "cool_seconds": 0, "patience_seconds": 0} | programs | settings))
 
 
-@pytest.mark.parametrize(
-    ("output", "middle", "megabytes"), [("tflite", 42_419_000, 26.6797), ("tflite-old", 2_950_340_000, 46.0859), ("litert", 462_000, 9.06)]
-)
+@pytest.mark.parametrize(("output", "middle", "megabytes"), [("tflite-old", 2_950_340_000, 46.0859), ("litert", 462_000, 9.06)])
 def test_both_dialects_of_benchmark_model_end_to_end(device, devices, tmp_path, output, middle, megabytes):
     arguments = litert(tmp_path, output)
     with phone(device.serial, tmp_path).start(1) as worker:
@@ -384,16 +386,14 @@ def test_executorch_end_to_end(serial, devices, place, tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY)
     (tmp_path / "targets.yaml").write_text(f"phone: {{kind: adb, serial: '{serial}', executorch_runner: {place / 'runner'}, samples: 4, cool_seconds: 0}}\n")
     results = evaluators.compare(tmp_path / "study.yaml", tmp_path / "out", progress=TextProgress(StringIO()))
-    arms = {(arm.recipe, arm.runtime): arm for arm in results.arms}
-    for recipe in ("float32", "int8-static"):
-        arm = arms[recipe, "executorch"]
+    arms = {arm.recipe: arm for arm in results.arms}
+    for recipe, arm in arms.items():
         assert arm.status == "done", arm.trace or arm.cause
         assert (arm.agreement.samples, arm.accuracy.count, arm.latency.count) == (4, 4, 45)
         # float kernels of another architecture add in another order; one step of an int8 activation is about 1% of its range
         assert arm.agreement.max_error <= (1e-4 if recipe == "float32" else 0.02) * arm.agreement.largest
         assert arm.memory.peak_bytes > arm.memory.baseline_bytes > 0 and arm.latency.median_ms.value > 0 and arm.latency.load_ms > 0
-        assert arms[recipe, "litert"].status == "refused" and "benchmark_model" in arms[recipe, "litert"].cause
-    assert arms["int8-static", "executorch"].latency.speedup and arms["float32", "executorch"].latency.noise
+    assert arms["int8-static"].latency.speedup and arms["float32"].latency.noise
     assert "Debian on qemu" in results.environment["Device Debian on qemu"] and "Phone over adb" in results.protocol
     assert "Phone over adb" in html.page(results) and "Phone over adb" in markdown.page(results, {})
     assert not (devices.data(0) / "local/tmp/compresskit").exists()

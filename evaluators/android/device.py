@@ -24,7 +24,7 @@ REMEDIES = {
     "unauthorized": "has not allowed this computer: unlock it and accept 'Allow USB debugging'",
     "authorizing": "has not allowed this computer yet: unlock it and accept 'Allow USB debugging'",
     "offline": "does not answer adb: pull the cable and plug it in again, or `adb reconnect offline`",
-    "no permissions": "may not be opened by this user: install your system's udev rules for Android (android-sdk-platform-tools-common), and plug it in again",
+    "no": "may not be opened by this user: install your system's udev rules for Android (android-sdk-platform-tools-common), and plug it in again",
 }
 
 
@@ -164,7 +164,7 @@ class Device:
 
         try:
             yield
-        except (AdbError, OSError) as error:
+        except (AdbError, EOFError, OSError) as error:
             state = "the server does not answer"
             if server_runs():
                 state = states().get(self.serial, "it is not connected any more")

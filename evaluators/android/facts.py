@@ -12,15 +12,10 @@ PROPERTIES = {
     "android": "ro.build.version.release",
     "build": "ro.build.fingerprint",
 }
-ASK = " ".join(
-    (
-        f'for p in {" ".join(PROPERTIES.values())}; do echo "$p=$(getprop $p)"; done;',
-        "for c in /sys/devices/system/cpu/cpu[0-9]*; do",
-        'echo "$c=$(cat $c/cpufreq/cpuinfo_max_freq) $(cat $c/cpufreq/scaling_max_freq)"; done;',
-        "dumpsys thermalservice | grep 'Thermal Status'; dumpsys battery | grep -E 'level:|temperature:|powered: true'",
-    )
-)
-"""One command for all of it: what a device does not know, it does not print."""
+CORES = "/sys/devices/system/cpu/cpu[0-9]*"
+HEAT = f"echo {CORES}; grep -H . {CORES}/cpufreq/cpuinfo_max_freq {CORES}/cpufreq/scaling_max_freq; dumpsys thermalservice | grep 'Thermal Status'"
+ASK = f"getprop | grep -F '[ro.'; {HEAT}; dumpsys battery | grep -E 'level:|temperature:|powered: true'"
+"""One command for all of it, HEAT for what changes while a phone works. What a device does not know, it does not print."""
 THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")  # PowerManager.THERMAL_STATUS_*
 
 
@@ -70,13 +65,15 @@ class Facts:
 
 
 def parse(output: str) -> Facts:
-    """The facts in what ASK printed."""
-    said = dict(re.findall(r"^(ro\.\S+?)=(.*?)\s*$", output, re.MULTILINE))
-    cores = [Core(int(n), int(high or 0), int(now or 0)) for n, high, now in re.findall(r"^/sys/\S*/cpu(\d+)=(\d*) ?(\d*)\s*$", output, re.MULTILINE)]
+    """The facts in what ASK or HEAT printed."""
+    said = dict(re.findall(r"^\[(ro\.\S+)\]: \[(.*)\]\s*$", output, re.MULTILINE))
+    speeds = {(int(number), name): int(value) for number, name, value in re.findall(r"/cpu(\d+)/cpufreq/(\w+)_max_freq:(\d+)", output)}
+    numbers = sorted(map(int, re.findall(r"/sys/devices/system/cpu/cpu(\d+)(?=\s)", output)))
+    cores = tuple(Core(number, speeds.get((number, "cpuinfo"), 0), speeds.get((number, "scaling"), 0)) for number in numbers)
     heat = re.search(r"Thermal Status: (\d+)", output)
     thermal = int(heat[1]) if heat else None
     texts = {name: said.get(key, "") for name, key in PROPERTIES.items()}
-    return Facts(**texts, cores=tuple(sorted(cores, key=lambda core: core.number)), thermal=thermal, battery=battery(output))
+    return Facts(**texts, cores=cores, thermal=thermal, battery=battery(output))
 
 
 def battery(output: str) -> str:
