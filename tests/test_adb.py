@@ -13,18 +13,24 @@ import numpy as np
 import pytest
 from adb_device import Devices, made
 
+import compress
 import evaluators
+import exporters
+from compress import references
 from compress.artifact import Artifact, Contents, Ledger
 from compress.errors import CompressError, Refused, Unreachable
 from compress.network import InputSpec
+from evaluators import dataset
 from evaluators.android import benchmark_model, executorch_runner
 from evaluators.android.device import FOLDER, connect
 from evaluators.android.facts import chosen, parse
-from evaluators.android.phone import Phone
+from evaluators.android.phone import PHONE, Phone
 from evaluators.artifact_facts import to_facts
 from evaluators.emulation import setup
+from evaluators.metrics import android
 from evaluators.progress import TextProgress
 from evaluators.report import html, markdown
+from evaluators.runtimes import RUNTIMES
 from evaluators.study import Study
 from evaluators.targets import adb, open_target
 
@@ -380,6 +386,31 @@ def test_a_throttled_phone_is_not_measured(device, devices, tmp_path):
         status.write_text("Thermal Status: 0\n")
 
 
+def test_the_runner_gives_outputs_of_real_samples_and_every_time(device, place, tmp_path, monkeypatch):
+    pytest.importorskip("executorch.exir")
+    (tmp_path / "model.py").write_text(MODEL)
+    inputs, _ = references.load_data("model.py:calibration", tmp_path)
+    small = compress.compress(references.load_model("model.py:load", tmp_path), "int8-static", calibration=inputs)
+    artifact = exporters.export(small, tmp_path / "a.pte")
+    dataset.prepare("model.py:test", str(tmp_path), 3, str(tmp_path / "data"))
+    monkeypatch.setenv(PHONE, phone(device.serial, tmp_path, executorch_runner=place / "runner").model_dump_json())
+    arguments = to_facts(artifact, "a.pte"), str(tmp_path), "executorch", 1, str(tmp_path / "data")
+    facts, arrays = android.measure(*arguments, 3)
+    session = RUNTIMES.load("executorch").load(artifact, 1)
+    wanted = np.stack([session.run(sample)[0] for sample in dataset.stored_samples(tmp_path / "data", artifact.contents.inputs)])
+    assert arrays["output_0"].shape == wanted.shape and arrays["output_0"].dtype == wanted.dtype and len(arrays["answers"]) == 3
+    assert np.abs(arrays["output_0"] - wanted).max() <= 0.02 * np.abs(wanted).max()  # one step of an int8 activation is about 1% of its range
+    assert facts["peak_bytes"] > facts["baseline_bytes"] > 0
+    assert android.load(*arguments)["cores"] and android.warm_up(0)["first_ms"] > 0
+    times = android.block(7)
+    assert times.shape == (7,) and times.dtype == np.int64 and times.min() > 0
+    broken = tmp_path / "broken.pte"
+    broken.write_bytes(b"no program")
+    with pytest.raises(CompressError, match="ExecuTorch does not load the program"):
+        android.measure(to_facts(artifact, "broken.pte"), *arguments[1:], 3)
+
+
+@pytest.mark.slow
 def test_executorch_end_to_end(serial, devices, place, tmp_path):
     pytest.importorskip("executorch.exir")
     (tmp_path / "model.py").write_text(MODEL)
