@@ -128,7 +128,8 @@ def listed() -> Iterator[Listed]:
         yield Listed("adb:SERIAL", False, str(error), ())
         return
     if not found:
-        state = "adb sees no device: allow USB debugging on one and plug it in" if found is not None else "adb's server does not run: `adb start-server`"
+        idle = "adb's server does not run: `adb start-server` starts it, and so does a study that names a phone"
+        state = idle if found is None else "adb sees no device: allow USB debugging on one and plug it in"
         yield Listed("adb:SERIAL", False, state, ())
     for serial, state in (found or {}).items():
         yield Listed(f"adb:{serial}", state == READY, words(serial) if state == READY else remedy(serial, state), ())
