@@ -25,6 +25,14 @@ COUNTED = {
     "is the peak of the process less the emulator's own and what importing the runtime took.",
 }
 
+ON_PHONE = {
+    "Phone over adb": "This machine drives the phone; the clock is that of the program over there. Blocks, their order, the A/A arm and all statistics are "
+    "those of every latency, but each block is a process of its own on the phone, on cores that the environment names, after a rest and a warm-up. "
+    "benchmark_model gives one time for a block, its median of that many runs on inputs that it makes, so there are no percentiles of its arms; the runner "
+    "of ExecuTorch gives every time, on the same inputs as here. What ran while the phone was throttled (a thermal status above none, or a core whose limit "
+    "is below its maximum, before or after a run) has failed and is not shown.",
+}
+
 
 def load_results(folder: str | os.PathLike) -> Results:
     """What the study in `folder` knows by now. InputError where there is no study.sqlite."""
@@ -37,7 +45,7 @@ def load_results(folder: str | os.PathLike) -> Results:
             created=store.fact("created", ""),
             command=store.fact("command", ""),
             environment=store.fact("environment", {}) | runtime_facts(store, arms),
-            protocol=(protocol(settings, threads(store)) if settings else {}) | (COUNTED if any(arm.instructions for arm in arms) else {}),
+            protocol=(protocol(settings, threads(store)) if settings else {}) | elsewhere(store),
             arms=adjusted(arms),
             wall_seconds=store.fact("wall_seconds", 0.0),
         )
@@ -50,6 +58,12 @@ def runtime_facts(store: Store, arms: list[Arm]) -> dict[str, str]:
         if piece and piece.status == "done":
             found[f"Runtime {arm.runtime}"] = ", ".join(f"{name} {value}" for name, value in piece.facts["versions"].items())
     return found
+
+
+def elsewhere(store: Store) -> dict[str, str]:
+    """How it was measured on emulated cores and on phones, where arms were."""
+    pieces = {kind for arm in store.arms().values() for kind in arm["pieces"]}
+    return (COUNTED if "emulated" in pieces else {}) | (ON_PHONE if "android" in pieces else {})
 
 
 class Reader:
@@ -114,12 +128,17 @@ class Reader:
             "sha256": artifact["sha256"],
             "tensors": size.tensor_rows(export.facts),
             "operators": artifact["contents"]["operators"],
-            "notes": (*notes, *self.latency_notes(name)),
+            "notes": (*notes, *self.phone_notes(name), *self.latency_notes(name)),
         }
 
     def answers(self, name: str | None) -> Piece | None:
         """What holds an arm's answers to the test samples."""
-        return self.done(name, "accuracy") or self.done(name, "emulated")
+        pieces = (self.done(name, kind) for kind in ("accuracy", "emulated", "android"))
+        return next((piece for piece in pieces if piece and "answers" in piece.arrays), None)
+
+    def phone_notes(self, name: str) -> tuple[str, ...]:
+        phone = self.done(name, "android")
+        return tuple(phone.facts["notes"]) if phone else ()
 
     def labels(self, name: str) -> np.ndarray:
         """int32 [samples]: what its answers are compared with."""
@@ -132,16 +151,18 @@ class Reader:
     def measurements(self, name: str, runtime: Piece) -> dict[str, Any]:
         baseline = self.baselines.get(self.group(self.planned[name]))
         used, timed, emulation, home = (self.done(name, kind) for kind in ("memory", "latency", "emulated", "outputs"))
+        away = emulation or self.done(name, "android")
         answers = self.answers(name)
         found: dict[str, Any] = {}
         if used:
             found["memory"] = memory.derive(used.facts, runtime.facts)
+        if away and "peak_bytes" in away.facts:
+            found["memory"] = memory.derive(away.facts, away.facts)
         if emulation:
             before = self.done(baseline, "emulated")
-            found["memory"] = memory.derive(emulation.facts, emulation.facts)
             found["instructions"] = emulated.derive(emulation.arrays["counts"], before.arrays["counts"] if before else None)
-        if emulation and home:
-            found["agreement"] = outputs.derive(emulation.arrays, home.arrays)
+        if away and home and "output_0" in away.arrays:
+            found["agreement"] = outputs.derive(away.arrays, home.arrays)
         if answers:
             float32 = self.answers(baseline) if baseline != name else None
             found["accuracy"] = accuracy.derive(answers.arrays["answers"], float32.arrays["answers"] if float32 else None, self.labels(name))

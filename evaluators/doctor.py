@@ -14,6 +14,7 @@ BRINGS = {
     "executorch": "ExecuTorch's .pte files and their runtime",
     "kernels": "compiled loops for large tensors, the same bits faster",
     "checkpoints": "what loads the checkpoints that are written: bitsandbytes and compressed-tensors in transformers; GGUF files",
+    "adb": "Android phones as targets, where adb is installed",
     "peers": "libraries that `compresskit conformance` and benchmarks compare with",
     "examples": "the sentiment example",
 }

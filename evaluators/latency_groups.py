@@ -44,7 +44,8 @@ def time_group(run: Any, group: list) -> None:
     def tell(name: str, stage: str) -> None:
         run.progress.stage(again_of if name == AGAIN else name, f"{stage} (A/A)" if name == AGAIN else stage)
 
-    members = measure_group(arms, lambda: target.start(threads), study.latency, target.side_by_side(threads), study.limit_seconds, tell)
+    start, beside = (lambda: target.start(threads)), target.side_by_side(threads)
+    members = measure_group(arms, start, target.timing, study.latency, beside, study.limit_seconds, tell)
     keep_group(run, missing, keys, members, baseline)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import __version__
-from compress.errors import Refused
+from compress.errors import CompressError, Refused
 from evaluators import progress as progresses
 from evaluators.dataset import is_whole
 from evaluators.derive import load_results
@@ -116,9 +116,18 @@ class Run:
         self.store.keep_facts(created=self.store.fact("created") or now(), environment=seen)
 
     def finish(self) -> None:
+        if self.begun:
+            self.clean_up()
         self.progress.end()
         if self.begun:
             self.store.keep_facts(wall_seconds=self.store.fact("wall_seconds", 0.0) + time.perf_counter() - self.started)
+
+    def clean_up(self) -> None:
+        for name, target in self.targets.items():
+            try:
+                target.clean_up()
+            except CompressError as error:
+                self.progress.say(f"{name} could not be cleaned up: {error}")
 
     # the order of work
 

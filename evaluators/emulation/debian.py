@@ -68,7 +68,7 @@ def run(*command: str, failure: type[CompressError] = Unreachable) -> str:
     return done.stdout
 
 
-def unpack(packages: tuple[str, ...], architecture: str, work: Path, into: Path, tell: Callable[[str], None]) -> dict[str, str]:
+def unpack(packages: tuple[str, ...], architecture: str, work: Path, into: Path, tell: Callable[[str], None], suite: str = SUITE) -> dict[str, str]:
     """Downloads packages with all that they depend on, and unpacks them into `into`; their versions by name. Signatures and hashes are apt's to check."""
     work.mkdir(parents=True)
     configuration = work / "apt.conf"
@@ -78,8 +78,8 @@ def unpack(packages: tuple[str, ...], architecture: str, work: Path, into: Path,
     for folder in ("lists/partial", "archives/partial"):
         (work / folder).mkdir(parents=True)
     apt = ("apt-get", "-c", str(configuration), "-q")
-    tell(f"package lists of Debian {SUITE} for {architecture}")
-    update(apt, architecture, work / "sources.list")
+    tell(f"package lists of Debian {suite} for {architecture}")
+    update(apt, architecture, work / "sources.list", suite)
     tell(f"packages for {architecture}: {', '.join(packages)} and what they need")
     run(*apt, "install", "--yes", "--download-only", *packages)
     found = {}
@@ -91,14 +91,14 @@ def unpack(packages: tuple[str, ...], architecture: str, work: Path, into: Path,
     return found
 
 
-def update(apt: tuple[str, ...], architecture: str, sources: Path) -> None:
+def update(apt: tuple[str, ...], architecture: str, sources: Path, suite: str) -> None:
     """Package lists from the first mirror that has the suite, signed by Debian."""
     failures = []
     for mirror in mirrors():
-        sources.write_text(f"deb [arch={architecture} signed-by={keyring()}] {mirror} {SUITE} main\n")
+        sources.write_text(f"deb [arch={architecture} signed-by={keyring()}] {mirror} {suite} main\n")
         try:
             run(*apt, "update", "--error-on=any")
             return
         except Unreachable as error:
             failures.append(str(error))
-    raise Unreachable(f"no mirror that this machine knows gives Debian {SUITE} for {architecture}; {MIRROR} can name another: {'; '.join(failures)}")
+    raise Unreachable(f"no mirror that this machine knows gives Debian {suite} for {architecture}; {MIRROR} can name another: {'; '.join(failures)}")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
@@ -117,7 +118,8 @@ def build(work: Path, tell: Callable[[str], None]) -> None:
     install_wheels(root / "opt/site")
     tell("the counting plugin, and ExecuTorch's C interface")
     debian.run(compiler(), "-O2", "-shared", "-fPIC", "-o", str(work / "counter.so"), str(COUNTER), failure=CompressError)
-    cross_compile(host, root)
+    wheel = root / "opt/site/executorch/lib"
+    cross_compile(host, root, EXECUTORCH, "-fPIC", "-shared", "-o", str(root / "opt/executorch.so"), f"-L{wheel}", "-lexecutorch")
     trim(host)
     for name in PROFILES:
         lay_out(work, name)
@@ -134,17 +136,15 @@ def install_wheels(site: Path) -> None:
     debian.run(*pip, "--require-hashes", "--target", str(site), *platforms, *abi, "-r", str(WHEELS))
 
 
-def cross_compile(host: Path, root: Path) -> None:
-    """ExecuTorch's C interface for arm64, by the cross compiler that was unpacked into `host`."""
+def cross_compile(host: Path, root: Path, source: Traversable, *how: str) -> None:
+    """Compiles against the guest's ExecuTorch, by the cross compiler that was unpacked into `host`."""
     parts, wheel = host / "usr/aarch64-linux-gnu", root / "opt/site/executorch"
     system = [parts / "include/c++/12", parts / "include/c++/12/aarch64-linux-gnu", parts / "include"]
     places = [f"--sysroot={host}", f"-B{host / 'usr/lib/gcc-cross/aarch64-linux-gnu/12'}", *(word for folder in system for word in ("-isystem", str(folder)))]
     own = [f"-I{wheel / 'include'}", f"-I{wheel / 'include/executorch/runtime/core/portable_type/c10'}", "-DC10_USING_CUSTOM_GENERATED_MACROS"]
-    how = ["-O2", "-w", "-std=c++17", "-fPIC", "-shared"]
     libraries = f"LD_LIBRARY_PATH={host / 'usr/lib/x86_64-linux-gnu'}"  # the compiler's own; libc stays this system's
     compiler = [libraries, str(host / "usr/bin/aarch64-linux-gnu-g++-12")]
-    out = ["-o", str(root / "opt/executorch.so"), f"-L{wheel / 'lib'}", "-lexecutorch"]
-    debian.run("env", *compiler, *places, *own, *how, str(EXECUTORCH), *out, failure=CompressError)
+    debian.run("env", *compiler, *places, *own, "-O2", "-w", "-std=c++17", str(source), *how, failure=CompressError)
 
 
 def trim(host: Path) -> None:

@@ -12,6 +12,7 @@ METRICS = Registry(
         "memory": Entry("evaluators.metrics.memory", about="peak resident memory of a fresh process"),
         "outputs": Entry("evaluators.metrics.outputs", about="all outputs on this machine's CPU, which other targets are compared with"),
         "emulated": Entry("evaluators.metrics.emulated", about="outputs, memory and instructions on an emulated machine"),
+        "android": Entry("evaluators.metrics.android", "adb", "memory, delegates and outputs on a phone"),
     },
 )
 """Metrics that take one arm at a time; a target says which of them are measured there. A module has

@@ -59,6 +59,7 @@ class Member:
 
     name: str
     worker: Worker
+    timing: str  # the module that times it
     limit: float
     facts: dict[str, Any] = field(default_factory=dict)
     blocks: list[np.ndarray] = field(default_factory=list)
@@ -67,7 +68,7 @@ class Member:
 
     def ask(self, function: str, *arguments: Any) -> None:
         if self.failure is None:
-            self.worker.ask(f"{__name__}:{function}", *arguments)
+            self.worker.ask(f"{self.timing}:{function}", *arguments)
 
     def answer(self) -> Any:
         """The value, or None once the arm has failed; a failed arm is left out from then on."""
@@ -86,16 +87,16 @@ class Member:
 
 
 def measure_group(
-    arms: Mapping[str, tuple], start: Callable[[], Worker], settings: Any, side_by_side: int, limit: float, tell: Callable[[str, str], None]
+    arms: Mapping[str, tuple], start: Callable[[], Worker], timing: str, settings: Any, side_by_side: int, limit: float, tell: Callable[[str, str], None]
 ) -> dict[str, Member]:
-    """Every arm by name, measured or failed. `arms` holds the arguments of `load`; `tell` hears of each stage."""
+    """Every arm by name, measured or failed. `arms` holds the arguments of `load` in the module `timing`; `tell` hears of each stage."""
     with ExitStack() as stack:
         members = {}
         for wave in batched(list(arms), side_by_side):  # processes load side by side; from then on one works at a time
             for name in wave:
                 worker = start()
                 stack.callback(worker.close)
-                members[name] = Member(name, worker, limit)
+                members[name] = Member(name, worker, timing, limit)
                 tell(name, "loading")
                 members[name].ask("load", *arms[name])
             for name in wave:
@@ -117,9 +118,11 @@ def time_blocks(members: list[Member], settings: Any, tell: Callable[[str, str],
             member = members[index]
             if member.failure is None:
                 tell(member.name, f"timing {number + 1} of {settings.blocks}")
-                times = member.call("block", runs_per_block(member.facts["estimate_ns"], settings))
+                runs = runs_per_block(member.facts["estimate_ns"], settings)
+                times = member.call("block", runs)
                 if times is not None:
                     member.blocks.append(times)
+                    member.facts["timed_runs"] = member.facts.get("timed_runs", 0) + runs
 
 
 def rounds(arms: int, blocks: int) -> list[list[int]]:
@@ -137,7 +140,7 @@ def runs_per_block(estimate_ns: int, settings: Any) -> int:
 
 
 def derive(facts: dict[str, Any], blocks: np.ndarray, pair: Mapping[str, np.ndarray] | None, is_baseline: bool, threads: int) -> Latency:
-    """The row of one arm. `blocks` is int64 ns [blocks, runs]; `pair` holds those of the float32 arms that were timed beside it."""
+    """The row of one arm. `blocks` is int64 ns [blocks, runs], or [blocks, 1] of what a program tells of all its runs; `pair` holds float32's beside it."""
     from evaluators import statistics  # SciPy takes a second to import, which a measuring process need not spend
 
     medians = np.median(blocks, axis=1) / 1e6
@@ -148,7 +151,7 @@ def derive(facts: dict[str, Any], blocks: np.ndarray, pair: Mapping[str, np.ndar
     verdict = "baseline" if is_baseline else statistics.verdict(speedup, noise) if speedup else "no baseline"
     return Latency(
         block_medians_ms=tuple(medians.tolist()),
-        count=int(blocks.size),
+        count=facts.get("timed_runs", int(blocks.size)),
         threads=threads,
         median_ms=statistics.geometric_mean(medians),
         percentiles_ms=statistics.percentiles(blocks.ravel() / 1e6),

@@ -43,7 +43,7 @@ def flat(arm: Arm) -> dict[str, Any]:
     """One arm as one row, units in the names, None where there is no number. The table of report.html sorts by these."""
     head = {name: getattr(arm, name) for name in ("id", "model", "recipe", "recipe_id", "exporter", "runtime", "target", "status", "cause")}
     placed = {f"{name}_weights_bytes": arm.placements.get(name, 0) if arm.tensors else None for name in ("native", "decoded", "simulated", "float")}
-    spent = {f"{name}_seconds": arm.seconds.get(name) for name in ("export", "latency", "memory", "accuracy", "outputs", "emulated")}
+    spent = {f"{name}_seconds": arm.seconds.get(name) for name in ("export", "latency", "memory", "accuracy", "outputs", "emulated", "android")}
     facts = {"simulated": is_simulated(arm), "loss": loss(arm), "artifact": arm.artifact, "sha256": arm.sha256}
     return head | size_row(arm) | latency_row(arm) | instructions_row(arm) | memory_row(arm) | accuracy_row(arm) | placed | facts | spent
 

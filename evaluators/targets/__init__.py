@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 
-from compress.errors import RecipeError, Unreachable
+from compress.errors import MissingExtra, RecipeError, Unreachable
 from compress.recipe import field_errors, parse_document
 from compress.registry import Entry, Registry, suggest
 from evaluators.worker import Worker
@@ -17,6 +17,7 @@ TARGETS = Registry(
     {
         "cpu": Entry("evaluators.targets.cpu", about="this machine's CPU"),
         "arm64": Entry("evaluators.targets.arm64", about="an emulated arm64 core: outputs, instructions and memory, no milliseconds"),
+        "adb": Entry("evaluators.targets.adb", "adb", "an Android phone: latency, memory, outputs where its programs give them"),
     },
 )
 """Kinds of targets. A module has `TARGET`, a document that is a `Target`; `listed()`, the targets of its kind that can be named here; and, where
@@ -29,12 +30,17 @@ class Settings(BaseModel):
     """A target's document. `ARGUMENT` is the field that the argument of `kind:argument` fills, "" where the kind takes none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    timing: ClassVar = "evaluators.metrics.latency"
+
+    def clean_up(self) -> None:
+        """Nothing is left on most targets."""
 
 
 class Target(Protocol):
     """What runs there is named `module:function`, so only `start` knows where that is."""
 
     ARGUMENT: str
+    timing: str  # the module whose `load`, `warm_up` and `block` time an arm there
 
     @property
     def title(self) -> str:
@@ -85,6 +91,10 @@ class Target(Protocol):
 
     def check(self) -> None:
         """Unreachable, with what to do, where nothing can run there now."""
+        ...
+
+    def clean_up(self) -> None:
+        """Takes away what a study left there, at its end; CompressError where it cannot."""
         ...
 
 
@@ -139,7 +149,7 @@ def listed(folder: Path = Path(".")) -> Iterator[Listed]:
 def own(name: str, target: Target) -> Listed:
     try:
         target.check()
-    except Unreachable as error:
+    except (MissingExtra, Unreachable) as error:
         return Listed(name, False, str(error), ())
     return Listed(name, True, target.title, target.runtimes())
 
