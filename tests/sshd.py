@@ -6,8 +6,10 @@ import shutil
 import socket
 import subprocess
 import time
+import venv
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 
 import asyncssh
@@ -32,6 +34,17 @@ AS_ROOT = 'mount --bind "$1" /etc/passwd && mount -t tmpfs tmpfs /run && mkdir -
 SEPARATED = "sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n"  # the user that sshd wants where it is started by root
 
 
+def lean_python(folder: Path, *packages: str) -> Path:
+    """A Python of its own with these packages and nothing else, as a board has it."""
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for package in packages:
+        found = distribution(package)
+        for name in {file.parts[0] for file in found.files} - {"..", "__pycache__"}:
+            (site / name).symlink_to(found.locate_file(name))
+    return folder / "bin/python"
+
+
 @dataclass(frozen=True)
 class Sshd:
     folder: Path
@@ -40,9 +53,9 @@ class Sshd:
 
     @property
     def settings(self) -> dict:
-        """Of a target: all but the Python."""
-        user = pwd.getpwuid(os.getuid()).pw_name
-        return {"host": f"{user}@127.0.0.1", "port": self.port, "key": str(self.folder / "user"), "known_hosts": str(self.folder / "known_hosts")}
+        """Of a target."""
+        host, files = f"{pwd.getpwuid(os.getuid()).pw_name}@127.0.0.1", {"key": "user", "known_hosts": "known_hosts", "python": "venv/bin/python"}
+        return {"kind": "ssh", "host": host, "port": self.port, **{name: str(self.folder / file) for name, file in files.items()}}
 
     @property
     def cache(self) -> Path:
@@ -77,6 +90,7 @@ def program() -> list[str]:
 def sshd(folder: Path):
     """One that listens. Unreachable where none can be had here, with the reason."""
     command = program()
+    lean_python(folder / "venv", "numpy", "onnxruntime")
     for name in ("host", "user", "other"):
         key = asyncssh.generate_private_key("ssh-ed25519")
         key.write_private_key(folder / name)

@@ -3,8 +3,8 @@
 import io
 import json
 import os
+import re
 import shlex
-import sys
 import time
 from io import StringIO
 from pathlib import Path
@@ -22,7 +22,7 @@ from evaluators.emulation.launch import command as emulated_command
 from evaluators.metrics import accuracy
 from evaluators.progress import TextProgress
 from evaluators.store import Store
-from evaluators.targets import listed, open_target, own
+from evaluators.targets import made, open_target, own
 from evaluators.targets.ssh import FOUND, Ssh
 
 pytest.importorskip("asyncssh", reason="boards over ssh need asyncssh: pip install 'compresskit[ssh]'")
@@ -57,14 +57,15 @@ test: "data.py:test"
 samples: 40
 recipes: [float32, int8-weight-only]
 runtimes: [onnxruntime]
-targets: [cpu, board]
+targets: [cpu, board, doomed]
 latency: {blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
 """
 
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory):
-    """A board that this very Python stands for."""
+    """A board with a Python that has NumPy and ONNX Runtime."""
+    pytest.importorskip("onnxruntime")
     try:
         with sshd(tmp_path_factory.mktemp("board")) as found:
             yield found
@@ -73,7 +74,7 @@ def board(tmp_path_factory):
 
 
 def target(board, **settings) -> Ssh:
-    return Ssh(**(board.settings | {"python": sys.executable} | settings))
+    return made("ssh", {name: value for name, value in (board.settings | settings).items() if name != "kind"}, "this")
 
 
 def refusal(document: Ssh) -> str:
@@ -92,7 +93,7 @@ def script(path: Path, text: str) -> str:
 
 
 def test_a_host_key_that_is_not_known_is_refused(board, tmp_path):
-    for known in ("", f"[127.0.0.1]:{board.port + 1} {(board.folder / 'host.pub').read_text()}", None):
+    for known in (f"[127.0.0.1]:{board.port + 1} {(board.folder / 'host.pub').read_text()}", None):
         file = tmp_path / "known_hosts"
         file.unlink(missing_ok=True)
         if known is not None:
@@ -148,37 +149,39 @@ def test_a_key_that_the_board_does_not_accept_is_named(board):
     ],
 )
 def test_a_python_that_does_not_do_is_named(board, tmp_path, python, words):
-    name = script(tmp_path / "python", python.format(python=sys.executable)) if " " in python else python
+    name = script(tmp_path / "python", python.format(python=board.settings["python"])) if " " in python else python
     assert words in refusal(target(board, python=name))
 
 
 def test_a_board_that_is_not_there_is_unreachable(board, tmp_path):
     assert "cannot be reached" in refusal(target(board, port=1))
-    (tmp_path / "targets.yaml").write_text(yaml.safe_dump({"shed": {"kind": "ssh", **board.settings, "port": 1}}))
-    found = {one.name: one for one in listed(tmp_path)}
-    assert not found["shed"].reachable and "cannot be reached" in found["shed"].state
-    assert not found["ssh:USER@HOST"].reachable and "targets.yaml" in found["ssh:USER@HOST"].state
+    (tmp_path / "targets.yaml").write_text(yaml.safe_dump({"shed": board.settings | {"port": 1}}))
+    found = own("shed", open_target("shed", tmp_path))
+    assert not found.reachable and "cannot be reached" in found.state and not found.runtimes
 
 
 # A board at work
 
 
 def test_a_board_says_what_it_is_and_what_it_runs(board):
-    document = target(board, python=script(board.folder / "chatty", f'echo "welcome to this board"; exec {sys.executable} "$@"'))
+    python = script(board.folder / "chatty", f'echo "welcome to this board"; exec {board.settings["python"]} "$@"')
+    document = target(board, python=python)
     found = own("board", document)
-    assert found.reachable and found.runtimes == open_target("cpu").runtimes()
+    assert found.reachable and found.runtimes == ("onnxruntime",)
     facts = FOUND[document]
     assert facts["cores"] == document.usable() and facts["packages"]["numpy"] == np.__version__
     assert document.environment()[f"Board {facts['model']}"]
     with pytest.raises(Refused, match="threads were asked for"):
         document.refuse("onnxruntime", 1 + facts["cores"])
+    with pytest.raises(Refused, match="torch does not run on .*, which has onnxruntime: .*'torch'"):
+        document.refuse("torch", 1)
     assert "has no core 9999 to use" in refusal(target(board, cores=(9999,)))
 
 
 def test_threads_and_cores_are_set_there(board):
     last = max(os.sched_getaffinity(0))
     with target(board, cores=(last,)).start(3) as worker:
-        assert worker.call("evaluators.boards.facts:facts", limit=60).value["affinity"] == [last]
+        assert worker.call("builtins:eval", "sorted(__import__('os').sched_getaffinity(0))", limit=60).value == [last]
         assert worker.call("os:sched_getaffinity", 0, limit=60).cause == "set cannot be sent to a board or back"
         assert worker.call("os:getenv", "OMP_NUM_THREADS", limit=60).value == "3"
 
@@ -205,16 +208,30 @@ def test_a_process_that_fails_there_is_one_failure_and_nothing_is_left(board):
     assert not list(board.cache.glob("run-*"))
 
 
+class Unplugging(TextProgress):
+    """Pulls the plug of a board when its first arm is timed."""
+
+    def __init__(self, board):
+        super().__init__(StringIO())
+        self.board = board
+
+    def stage(self, arm: str, stage: str, detail: str = "") -> None:
+        super().stage(arm, stage, detail)
+        if arm.endswith("/doomed") and stage == "warming up" and self.board.process.is_running():
+            self.board.vanish()
+
+
 @pytest.fixture(scope="module")
 def study(board, tmp_path_factory):
-    """A study on this machine and on a board: (folder, results)."""
-    for name in ("torch", "onnxruntime", "onnxscript"):
+    """A study on this machine, on a board, and on one that goes away in the middle: (folder, results)."""
+    for name in ("torch", "onnxscript"):
         pytest.importorskip(name)
     folder = tmp_path_factory.mktemp("study")
-    documents = {"board": {"kind": "ssh", **board.settings, "python": sys.executable}}
-    for name, text in (("model.py", MODEL), ("data.py", DATA), ("study.yaml", STUDY), ("targets.yaml", yaml.safe_dump(documents))):
-        (folder / name).write_text(text)
-    return folder, evaluators.compare(folder / "study.yaml", folder / "out", progress=TextProgress(StringIO()))
+    with sshd(tmp_path_factory.mktemp("doomed")) as other:
+        targets = yaml.safe_dump({"board": board.settings, "doomed": other.settings})
+        for name, text in (("model.py", MODEL), ("data.py", DATA), ("study.yaml", STUDY), ("targets.yaml", targets)):
+            (folder / name).write_text(text)
+        return folder, evaluators.compare(folder / "study.yaml", folder / "out", progress=Unplugging(other))
 
 
 def arrays(folder: Path, arm: str, kind: str) -> dict[str, np.ndarray]:
@@ -224,13 +241,20 @@ def arrays(folder: Path, arm: str, kind: str) -> dict[str, np.ndarray]:
 
 def test_a_study_on_a_board_finds_what_this_machine_finds(study):
     folder, results = study
-    assert {arm.status for arm in results.arms} == {"done"}, [arm.cause for arm in results.arms]
+    found = {arm.id: arm for arm in results.arms if arm.target != "doomed"}
+    assert {arm.status for arm in found.values()} == {"done"}, [arm.cause for arm in found.values()]
     for recipe in ("float32", "int8-weight-only"):
         here, there = (arrays(folder, f"mlp/{recipe}/onnxruntime/{name}", "accuracy") for name in ("cpu", "board"))
         assert all(np.array_equal(here[name], there[name]) for name in ("logits", "answers"))
-    one = next(arm for arm in results.arms if arm.id == "mlp/int8-weight-only/onnxruntime/board")
+    one = found["mlp/int8-weight-only/onnxruntime/board"]
     assert one.accuracy.count == 40 and one.latency.count >= 44 and one.latency.speedup and one.memory.baseline_bytes < one.memory.peak_bytes
     assert any(key.startswith("Board ") for key in results.environment)
+
+
+def test_a_board_that_goes_away_fails_its_own_arms_and_no_other(study):
+    lost = [arm for arm in study[1].arms if arm.status != "done"]
+    assert [(arm.target, arm.status) for arm in lost] == [("doomed", "failed")] * 2
+    assert all(re.fullmatch(r"the connection to \S+@127.0.0.1 was lost", arm.cause) and arm.accuracy for arm in lost)
 
 
 def test_only_what_changed_is_sent(study, board):
@@ -242,31 +266,8 @@ def test_only_what_changed_is_sent(study, board):
     arm = next(arm for arm in results.arms if arm.target == "board")
     with Store(folder / "out") as store:
         store.write(("DELETE FROM pieces WHERE owner = ? AND kind = 'accuracy'", (arm.id,)))
-    evaluators.compare(folder / "study.yaml", folder / "out", progress=TextProgress(StringIO()))
+    evaluators.compare(folder / "study.yaml", folder / "out", progress=TextProgress(StringIO()), targets=["cpu", "board"])
     assert {path.name: path.stat().st_ino for path in (board.cache / "files").iterdir()} == kept
-
-
-class Unplugging(TextProgress):
-    """Pulls the plug of a board when its first arm is timed."""
-
-    def __init__(self, board):
-        super().__init__(StringIO())
-        self.board = board
-
-    def stage(self, arm: str, stage: str, detail: str = "") -> None:
-        super().stage(arm, stage, detail)
-        if arm.endswith("/board") and stage == "warming up" and self.board.process.is_running():
-            self.board.vanish()
-
-
-def test_a_board_that_goes_away_fails_its_own_arms_and_no_other(study, tmp_path):
-    with sshd(tmp_path) as other:
-        documents = {"board": {"kind": "ssh", **other.settings, "python": sys.executable}}
-        for name, text in (("model.py", MODEL), ("data.py", DATA), ("study.yaml", STUDY), ("targets.yaml", yaml.safe_dump(documents))):
-            (tmp_path / name).write_text(text)
-        results = evaluators.compare(tmp_path / "study.yaml", tmp_path / "out", progress=Unplugging(other))
-    assert {arm.target: arm.status for arm in results.arms} == {"cpu": "done", "board": "failed"}
-    assert {arm.cause for arm in results.arms if arm.target == "board"} == {f"the connection to {other.settings['host']} was lost"}
 
 
 # The board's side
@@ -300,6 +301,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
 # Another processor
 
 
+@pytest.mark.slow
 def test_the_aarch64_builds_answer_over_ssh_as_this_machine_does(study, board):
     """A board whose Python is the emulated machine's: its time is the emulator's, and nothing here looks at it."""
     if setup.made() is None:
@@ -309,15 +311,15 @@ def test_the_aarch64_builds_answer_over_ssh_as_this_machine_does(study, board):
     python = board.folder / "python-arm64"  # named by -0, so that what it starts is started through qemu too
     setting = f'export PYTHONHOME={setup.home()}/profiles/cortex-a76/usr PYTHONPATH="$PYTHONPATH:{SITE}"'
     document = target(board, python=script(python, f'{setting}\nexec {shlex.join(qemu)} -0 {python} {guest} "$@"'))
-    document.check()
-    assert "aarch64" in FOUND[document]["system"] and "asimddp" in str(FOUND[document]["runtimes"]["onnxruntime"])
     arm = next(arm for arm in results.arms if arm.id == "mlp/int8-weight-only/onnxruntime/board")
     with Store(folder / "out", create=False) as store:
         facts, data = store.piece(store.links(arm.id)["export"]).facts["artifact"], store.links(arm.id)["data"]
     call = facts, str(folder / "out/artifacts"), "onnxruntime", 1, str(folder / "out/data" / data), 8
     with document.start(1) as worker:
-        outcome = worker.call(f"{accuracy.__name__}:measure", *call, limit=120)
+        outcome = worker.call(f"{accuracy.__name__}:measure", *call, limit=300)
+        known = worker.call("evaluators.boards.facts:facts", limit=300).value
     assert outcome.status == "done", outcome.cause + outcome.trace
+    assert "aarch64" in known["system"] and "asimddp" in known["runtimes"]["onnxruntime"]["cpu features"]
     _, found = outcome.value
     here = arrays(folder, arm.id, "accuracy")
     assert np.array_equal(found["answers"], here["answers"][:8])
