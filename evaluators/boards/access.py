@@ -1,15 +1,27 @@
 """The way to a board: connections whose host key was verified, and in words what stands in the way of one."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
 
 from compress.errors import Unreachable
-from evaluators.targets.ssh import Ssh
 
 SSH_PORT = 22
 CONNECT_SECONDS = 20.0  # from the first packet to being logged in
 KEEPALIVE_SECONDS, KEEPALIVES = 10.0, 3  # unanswered ones, after which the connection counts as lost
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the document of a target says about its board, without pydantic, which takes half a second to import."""
+
+    host: str
+    port: int | None
+    key: str
+    known_hosts: str
+    python: str
+    cores: list[int]
 
 
 class Client(asyncssh.SSHClient):
@@ -42,7 +54,7 @@ def private_key(path: str) -> asyncssh.SSHKey:
         raise Unreachable(f"the key {path} cannot be used: {error}; one with a passphrase is ssh-agent's to keep, and `key` is left out then") from error
 
 
-async def connect(settings: Ssh) -> asyncssh.SSHClientConnection:
+async def connect(settings: Access) -> asyncssh.SSHClientConnection:
     """A connection as ~/.ssh/config and the settings say. Unreachable says what to do where there is none."""
     user, _, host = settings.host.rpartition("@")
     file = Path(settings.known_hosts).expanduser()

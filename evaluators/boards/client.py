@@ -17,9 +17,8 @@ import asyncssh
 from compress.artifact import file_hash
 from compress.errors import Unreachable
 from evaluators.boards import wire
-from evaluators.boards.access import connect
+from evaluators.boards.access import Access, connect
 from evaluators.boards.code import code
-from evaluators.targets.ssh import Ssh
 from evaluators.worker import LOG_BYTES, Outcome
 
 OLDEST_PYTHON = (3, 11)
@@ -29,11 +28,11 @@ PATIENCE = 5.0  # seconds in which a process that has ended says why
 
 
 def serve(pipe: Connection, settings: str, threads: int) -> None:
-    """Answers the calls that come through a pipe, in a process of its own. `settings` is JSON of the board's document."""
-    asyncio.run(relay(pipe, Ssh.model_validate_json(settings), threads))
+    """Answers the calls that come through a pipe, in a process of its own. `settings` is JSON of an `Access`."""
+    asyncio.run(relay(pipe, Access(**json.loads(settings)), threads))
 
 
-async def relay(pipe: Connection, settings: Ssh, threads: int) -> None:
+async def relay(pipe: Connection, settings: Access, threads: int) -> None:
     board = None
     while True:
         try:
@@ -51,13 +50,13 @@ async def relay(pipe: Connection, settings: Ssh, threads: int) -> None:
 class Board:
     """A measuring process on a board, and the connection to it."""
 
-    def __init__(self, settings: Ssh, process: asyncssh.SSHClientProcess):
+    def __init__(self, settings: Access, process: asyncssh.SSHClientProcess):
         self.settings, self.name, self.process = settings, settings.host, process
         self.errors = b""  # the last of what the other side said besides
         self.listening = asyncio.create_task(self.listen())
 
     @classmethod
-    async def reach(cls, settings: Ssh, threads: int) -> "Board":
+    async def reach(cls, settings: Access, threads: int) -> "Board":
         """A board on which the measuring code of this machine is at work. Unreachable says what is in the way."""
         connection = await connect(settings)
         boot = (files("evaluators.boards") / "boot.py").read_bytes()

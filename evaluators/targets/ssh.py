@@ -52,7 +52,7 @@ class Ssh(Settings):
 
     def start(self, threads: int) -> Worker:
         """Two processes: one here, which holds the connection, and one there. Whichever of them ends, so does the other."""
-        return Worker(threads, replace(here(), serve=("evaluators.boards.client:serve", self.model_dump_json(), threads)))
+        return Worker(threads, replace(here(), serve=("evaluators.boards.client:serve", self.model_dump_json(exclude={"threads"}), threads)))
 
     def side_by_side(self, threads: int) -> int:
         return max(1, self.usable() // threads)
