@@ -200,8 +200,8 @@ def protocol(settings: dict[str, Any], threads: str) -> dict[str, str]:
         f"{statistics.RESAMPLES:,} bootstrap resamples of blocks, widened for few blocks (Hesterberg 2015). The noise floor is the same "
         "ratio for float32 against itself. Faster or slower is said where the interval excludes 1 and the effect is above 1% and above the noise floor.",
         "Percentiles": "Order statistics with binomial intervals, only where the count carries them (LoadGen's rule: 44 runs for the 90th, 459 for the 99th).",
-        "Memory": f"Peak resident memory (VmHWM) of a fresh process that loads the artifact and runs {memory.RUNS} samples, less that of a process that only "
-        "imports the runtime. Compiled arms find their kernels in the compiler's cache, filled by the accuracy run.",
+        "Memory": f"Peak resident memory (VmHWM) of a fresh process that loads the artifact and runs {memory.RUNS} samples, less what it was when only the "
+        "runtime was imported. Compiled arms find their kernels in the compiler's cache, filled by the accuracy run.",
         "Accuracy": f"The first {settings['samples']} test samples in the same order for every arm, one a run. Wilson interval; difference to float32 on the "
         "same runtime by paired bootstrap and exact McNemar test (Holm's adjustment over the recipes of a runtime); smallest drop that the exact test would "
         "have shown with 80% power.",

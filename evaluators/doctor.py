@@ -12,6 +12,7 @@ BRINGS = {
     "torch": "PyTorch models, .pt2 files, torch runtimes; LiteRT files from PyTorch",
     "onnx": "ONNX files and ONNX Runtime",
     "executorch": "ExecuTorch's .pte files and their runtime",
+    "ssh": "boards that are reached over ssh",
     "kernels": "compiled loops for large tensors, the same bits faster",
     "checkpoints": "what loads the checkpoints that are written: bitsandbytes and compressed-tensors in transformers; GGUF files",
     "adb": "Android phones as targets, where adb is installed",

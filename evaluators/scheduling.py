@@ -55,6 +55,7 @@ class Run:
         self.guard, self.stopping, self.workers = threading.Lock(), threading.Event(), set[Worker]()
         self.waiting: list[tuple[int, Ready]] = []  # a heap of arms that have an artifact and no answers yet, by their place in the study
         self.ready: dict[str, Ready] = {}
+        self.room = {target: threading.Semaphore(target.side_by_side(self.threads_on(target))) for target in (self.home, *self.targets.values())}
         # before any thread: CPython below 3.11.8 counts the depth of all threads' parsers in one place (python/cpython#106905), np.load's among them
         self.contents = {reference: fingerprint(reference, study.folder) for reference in study.references()}
         store.keep_arms({arm.id: self.described(arm) for arm in arms})
@@ -70,7 +71,10 @@ class Run:
         return names | column | where | {"baseline": not arm.recipe.steps, "threads": self.threads(arm), "task": self.study.task}
 
     def threads(self, arm: Planned) -> int:
-        return self.targets[arm.target].thread_count(self.study.threads)
+        return self.threads_on(self.targets[arm.target])
+
+    def threads_on(self, target: Target) -> int:
+        return target.thread_count(self.study.threads)
 
     # pieces
 
@@ -257,11 +261,13 @@ class Run:
         return *given, target.thread_count(self.study.threads), target.identity()
 
     def measured(self, kind: str, ready: Ready) -> Piece:
-        self.progress.stage(ready.arm.id, kind)
         target = self.targets[ready.arm.target]
-        start = partial((self.home if kind in AT_HOME else target).start, self.threads(ready.arm))
+        where = self.home if kind in AT_HOME else target
         samples = target.sample_count(self.study.samples)
-        outcome = self.fresh(f"{METRICS.entries[kind].module}:measure", *self.arguments(ready), samples, start=start)
+        with self.room[where]:  # another machine may have fewer cores than this one
+            self.progress.stage(ready.arm.id, kind)
+            start = partial(where.start, self.threads(ready.arm))
+            outcome = self.fresh(f"{METRICS.entries[kind].module}:measure", *self.arguments(ready), samples, start=start)
         return self.keep(kind, self.metric_key(kind, ready), ready.arm.id, outcome, lambda value: value)
 
     def arguments(self, ready: Ready) -> tuple:

@@ -46,12 +46,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a Python with this project on its path is started, the cores that it may use (none: all), and what is to be cleaned up when it has ended."""
+    """How a Python with this project on its path is started, the cores that it may use (none: all), and what is to be cleaned up when it has ended.
+
+    `serve` is what answers its calls: `module:function`, which gets the pipe, and what else the function takes.
+    """
 
     python: Sequence[str]
     environment: Mapping[str, str]
     cores: Sequence[int] = ()
     clean_up: Callable[[], None] = lambda: None
+    serve: tuple = ("evaluators.worker:serve",)
 
 
 def here() -> Launch:
@@ -68,8 +72,9 @@ class Worker:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  close() closes it
         self.pipe, theirs = Pipe()
         fixed = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONHASHSEED": "0"}
+        given = theirs.fileno(), os.getpid(), list(self.launch.cores), *self.launch.serve
         self.process = subprocess.Popen(
-            [*self.launch.python, "-P", "-c", f"from evaluators.worker import main; main({theirs.fileno()}, {os.getpid()}, {list(self.launch.cores)})"],
+            [*self.launch.python, "-P", "-c", f"from evaluators.worker import main; main{given}"],
             env={**self.launch.environment, **fixed},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -176,7 +181,7 @@ def serve(connection: Connection) -> None:
         connection.send(attempt(function, arguments))
 
 
-def main(descriptor: int, parent: int, cores: list[int]) -> None:
+def main(descriptor: int, parent: int, cores: list[int], function: str, *given: Any) -> None:
     """Runs in the new process. Ctrl-C is the parent's to handle; when the parent dies, so does this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)
@@ -185,4 +190,4 @@ def main(descriptor: int, parent: int, cores: list[int]) -> None:
     faulthandler.enable()
     if cores:
         os.sched_setaffinity(0, cores)
-    serve(Connection(descriptor))
+    resolve(function)(Connection(descriptor), *given)

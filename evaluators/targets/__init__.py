@@ -18,6 +18,7 @@ TARGETS = Registry(
         "cpu": Entry("evaluators.targets.cpu", about="this machine's CPU"),
         "arm64": Entry("evaluators.targets.arm64", about="an emulated arm64 core: outputs, instructions and memory, no milliseconds"),
         "adb": Entry("evaluators.targets.adb", "adb", "an Android phone: latency, memory, outputs where its programs give them"),
+        "ssh": Entry("evaluators.targets.ssh", about="a board over ssh, as a Raspberry Pi"),
     },
 )
 """Kinds of targets. A module has `TARGET`, a document that is a `Target`; `listed()`, the targets of its kind that can be named here; and, where

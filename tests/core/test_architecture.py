@@ -92,8 +92,9 @@ def test_recipes_and_numbers_need_no_framework():
 
 
 def test_a_measuring_process_needs_little_more_than_numpy():
-    """It also runs on an emulated machine, where nothing else is installed."""
-    code = "import sys, evaluators.worker, evaluators.metrics.emulated, evaluators.metrics.session, evaluators.runtimes.litert, evaluators.runtimes.ort"
+    """It also runs on an emulated machine and on boards, where nothing else is installed."""
+    modules = "worker", "metrics.emulated", "metrics.session", "runtimes.litert", "runtimes.ort", "boards.agent", "boards.facts"
+    code = f"import sys, {', '.join(f'evaluators.{name}' for name in modules)}"
     assert run(f"{code}; print([m for m in ('pydantic', 'yaml', 'scipy', 'psutil', 'typer', 'rich') if m in sys.modules])") == "[]"
 
 
