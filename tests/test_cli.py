@@ -103,7 +103,7 @@ def test_what_is_printed_as_json_is_json(folder):
     for words in (("recipes",), ("recipes", "pqat"), ("formats", "bnb.nf4"), ("doctor",), ("targets",), ("inspect", "j.onnx")):
         assert json.loads(command(*words, "--json", folder=folder).stdout), words
     planned = json.loads(command("plan", "mine.py:load", "-r", "int8-weight-only", "--to", "onnx", "-c", "mine.py:data", "--json", folder=folder).stdout)
-    assert {t["name"]: t["placement"] for t in planned["tensors"] if "placement" in t} == {"0.weight": "native", "2.weight": "native"}
+    assert {t["name"]: t["placement"] for t in planned["tensors"] if "placement" in t} == {"0.weight": "decoded", "2.weight": "decoded"}
 
 
 def test_ctrl_c_says_that_nothing_is_lost(folder):
