@@ -8,13 +8,19 @@ from typing import Any
 
 from evaluators import statistics
 from evaluators.dataset import labels
-from evaluators.metrics import METRICS, accuracy, emulated, latency, memory, outputs, size
+from evaluators.metrics import METRICS, accuracy, emulated, gpu, latency, memory, outputs, size
 from evaluators.results import Arm, Results
 from evaluators.store import Piece, Store
 
 STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
 
 
+ON_GPU = {
+    "GPU": "On a GPU one time runs from an idle device, with its L2 cache flushed (zeros written to twice its size) and the sample in its memory, to the last "
+    "kernel, by CUDA events; clocks are as the driver sets them. float32 products are without TF32. Memory is the peak of PyTorch's allocator while "
+    f"{gpu.RUNS} samples run; for other runtimes it is the process's by NVML less what CUDA itself takes. Energy is the whole card's, by NVML's counter, "
+    "while inferences follow each other without a pause.",
+}
 COUNTED = {
     "Instructions": "On an emulated core one fresh process per arm and one thread under qemu. It runs the first test samples, as many as its accuracy says, "
     "and keeps every output, which is compared with that of the same file on this machine's CPU. Then inferences of the first sample are counted until two "
@@ -35,10 +41,15 @@ def load_results(folder: str | os.PathLike) -> Results:
             created=store.fact("created", ""),
             command=store.fact("command", ""),
             environment=store.fact("environment", {}) | runtime_facts(store, arms),
-            protocol=(protocol(settings, threads(store)) if settings else {}) | (COUNTED if any(arm.instructions for arm in arms) else {}),
+            protocol=(protocol(settings, threads(store)) if settings else {}) | special(arms),
             arms=adjusted(arms),
             wall_seconds=store.fact("wall_seconds", 0.0),
         )
+
+
+def special(arms: list[Arm]) -> dict[str, str]:
+    """How it was measured on what is no CPU of this machine."""
+    return (ON_GPU if any(arm.gpu for arm in arms) else {}) | (COUNTED if any(arm.instructions for arm in arms) else {})
 
 
 def runtime_facts(store: Store, arms: list[Arm]) -> dict[str, str]:
@@ -106,13 +117,15 @@ class Reader:
         float32 = self.done(self.baselines.get(self.group(self.planned[name])), "export")
         answers = self.answers(name)
         notes = (*artifact["notes"], *(accuracy.note(answers.arrays["answers"]) if answers else ()))
+        there = self.done(name, "gpu")
+        told = there.facts if there else {"notes": (), "computed": {}}
         return {
             "size": size.derive(export.facts, float32.facts["artifact"]["ledger"]["file_bytes"] if float32 else None),
             "artifact": f"artifacts/{artifact['path']}",
             "sha256": artifact["sha256"],
-            "tensors": size.tensor_rows(export.facts),
+            "tensors": size.tensor_rows(export.facts, told["computed"]),
             "operators": artifact["contents"]["operators"],
-            "notes": (*notes, *self.latency_notes(name)),
+            "notes": (*notes, *told["notes"], *self.latency_notes(name)),
         }
 
     def answers(self, name: str | None) -> Piece | None:
@@ -125,11 +138,14 @@ class Reader:
 
     def measurements(self, name: str, runtime: Piece) -> dict[str, Any]:
         baseline = self.baselines.get(self.group(self.planned[name]))
-        used, timed, emulation, home = (self.done(name, kind) for kind in ("memory", "latency", "emulated", "outputs"))
+        used, timed, emulation, home, there = (self.done(name, kind) for kind in ("memory", "latency", "emulated", "outputs", "gpu"))
         answers = self.answers(name)
         found: dict[str, Any] = {}
         if used:
             found["memory"] = memory.derive(used.facts, runtime.facts)
+        if there:
+            found["gpu"] = gpu.derive(there.facts, timed.facts if timed else {})
+            found["memory"] = gpu.memory(found["gpu"])
         if emulation:
             before = self.done(baseline, "emulated")
             found["memory"] = memory.derive(emulation.facts, emulation.facts)

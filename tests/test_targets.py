@@ -93,6 +93,7 @@ def test_a_target_is_named_by_kind_by_argument_or_by_the_file_beside_the_study(t
         ("gpu", "", "no target 'gpu'"),
         ("arm46:cortex-a76", "", "did you mean 'arm64'"),
         ("cpu:3", "", "takes no argument"),
+        ("cuda:first", "", "device: Input should be a valid integer"),
         ("arm64", "", "profile: Field required"),
         ("arm64:cortex-a77", "", "'cortex-a76'"),
         ("mine", "mine: {kind: arm64, profil: cortex-a76}", "profil: Extra inputs"),

@@ -16,6 +16,7 @@ TARGETS = Registry(
     "target",
     {
         "cpu": Entry("evaluators.targets.cpu", about="this machine's CPU"),
+        "cuda": Entry("evaluators.targets.cuda", about="an NVIDIA GPU of this machine, by its number: cuda:0"),
         "arm64": Entry("evaluators.targets.arm64", about="an emulated arm64 core: outputs, instructions and memory, no milliseconds"),
     },
 )
