@@ -410,6 +410,26 @@ def setup(kind: Annotated[str, typer.Argument(help="A kind of target, as arm64."
     console.print(f"[{time.monotonic() - started:5.1f} s] {kind} is ready", markup=False, highlight=False)
 
 
+@where.command()
+def calibrate(
+    counted: Annotated[str, typer.Argument(help="The emulated target, as arm64:cortex-a76.")],
+    device: Annotated[str, typer.Argument(help="A real device with that core: any target that is timed.")],
+    studies: Annotated[list[Path], typer.Argument(help="Studies with two models or more between them; they run on both.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the studies; a rerun continues there.")] = Path("calibration"),
+) -> None:
+    """Learn from one real device how long instructions take, so that emulated arms get an estimate in milliseconds, with its error.
+
+    Example: `compresskit targets calibrate arm64:cortex-a76 ssh:pi@board examples/digits/study.yaml examples/sentiment/study.yaml`
+    """
+    from evaluators.estimating import calibrate as fit
+
+    fitted, path = fit(counted, device, studies, out)
+    rows = [(name, f"{cost:.3g}") for name, cost in fitted.nanoseconds.items() if cost]
+    print_rows(f"{fitted.device} explained by {fitted.counted_on}", ["instruction, or byte", "ns"], rows)
+    console.print(f"{fitted.arms} arms of {fitted.models} models; models that the fit had not seen are off by {fitted.error:.0%} (root mean square).")
+    console.print(f"Kept in {path}; `compresskit compare` with {fitted.counted_on} shows estimates from now on.", soft_wrap=True, highlight=False)
+
+
 @app.command()
 def doctor() -> None:
     """Say what is installed, which kernels and CPU features are live, and what each missing extra would add.

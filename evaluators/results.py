@@ -112,6 +112,15 @@ class Instructions:
 
 
 @dataclass(frozen=True)
+class Estimated:
+    """What a real device would take, by a fit to arms that ran on it (`compresskit targets calibrate`)."""
+
+    ms: float
+    error_ms: float  # as far as models that the fit had not seen were off, root mean square
+    device: str
+
+
+@dataclass(frozen=True)
 class Agreement:
     """Outputs of the same file on a target against this machine's, element by element."""
 
@@ -142,6 +151,7 @@ class Arm:
     accuracy: Accuracy | None = None
     gpu: Gpu | None = None
     instructions: Instructions | None = None
+    estimated: Estimated | None = None
     agreement: Agreement | None = None
     untimed: str = ""  # why no latency is measured on its target, "" where it is
     artifact: str = ""  # file name relative to the study's folder

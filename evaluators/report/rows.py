@@ -70,7 +70,8 @@ def instructions_row(arm: Arm) -> dict[str, Any]:
     names = ("total", *CLASSES, "spread", "fewer", "kernels")
     counted = {f"instructions_{name}": getattr(arm.instructions, name, None) for name in names}
     seen = {f"agreement_{name}": getattr(arm.agreement, name, None) for name in ("samples", "elements", "max_error", "bit_equal")}
-    return counted | seen | {"untimed": arm.untimed}
+    fitted = {f"estimated_{name}": getattr(arm.estimated, name, None) for name in ("ms", "error_ms", "device")}
+    return counted | seen | fitted | {"untimed": arm.untimed}
 
 
 def memory_row(arm: Arm) -> dict[str, Any]:
