@@ -425,7 +425,7 @@ def calibrate(
 
     fitted, path = fit(counted, device, studies, out)
     rows = [(name, f"{cost:.3g}") for name, cost in fitted.nanoseconds.items() if cost]
-    print_rows(f"{fitted.device} explained by {fitted.counted_on}", ["instruction, or byte", "ns"], rows)
+    print_rows(f"{fitted.device} explained by {fitted.counted_on}", ["for each", "ns"], rows)
     console.print(f"{fitted.arms} arms of {fitted.models} models; models that the fit had not seen are off by {fitted.error:.0%} (root mean square).")
     console.print(f"Kept in {path}; `compresskit compare` with {fitted.counted_on} shows estimates from now on.", soft_wrap=True, highlight=False)
 

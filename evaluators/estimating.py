@@ -17,8 +17,8 @@ from evaluators.results import Estimated, Instructions, Results
 from evaluators.store import identity, now
 from evaluators.targets import Target, open_target
 
-PARTS = ("dot", "mmla", "int_mla", "fmla", "ldst", "branch", "other", "bytes")
-"""What an inference is made of: instructions by class, and the bytes of the file, which it has to read."""
+PARTS = ("dot", "mmla", "int_mla", "fmla", "ldst", "branch", "other", "bytes", "call")
+"""What an inference is made of: instructions by class, the bytes of the file, which it has to read, and being called from Python, which is not counted."""
 FOLDER = "calibrations"
 
 
@@ -42,8 +42,8 @@ class Fitted:
 
 def parts(found: Instructions, file_bytes: int) -> np.ndarray:
     """float64 [PARTS]"""
-    named = [getattr(found, name) for name in PARTS[:-2]]
-    return np.array([*named, found.total - sum(named), file_bytes], np.float64)
+    named = [getattr(found, name) for name in PARTS[:6]]
+    return np.array([*named, found.total - sum(named), file_bytes, 1], np.float64)
 
 
 def costs(made_of: np.ndarray, ms: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from evaluators.results import Instructions
 from evaluators.store import identity
 from evaluators.targets import open_target
 
-NANOSECONDS = np.array([0.12, 0, 0.2, 0.25, 0.3, 0.5, 0.28, 0.05])
+NANOSECONDS = np.array([0.12, 0, 0.2, 0.25, 0.3, 0.5, 0.28, 0.05, 4000])
 
 
 def inferences(count: int = 24) -> tuple[list[str], np.ndarray]:
@@ -24,6 +24,7 @@ def inferences(count: int = 24) -> tuple[list[str], np.ndarray]:
     generator = np.random.default_rng(1)
     made_of = generator.uniform(0.2, 2, (count, len(PARTS))) * np.logspace(4, 7, count // 4).repeat(4)[:, None]
     made_of[::2, 3] = made_of[1::2, 0] = made_of[:, 1] = 0
+    made_of[:, -1] = 1
     return [f"model {n // 4}" for n in range(count)], made_of
 
 
@@ -62,7 +63,7 @@ def test_arms_that_ran_on_both_are_paired_by_model_recipe_and_runtime():
     there = [replace(arm, target="arm64:cortex-a76", latency=None, instructions=counted(np.full(8, 1000.0))) for arm in arms[:2]]
     found = on_both(replace(results, arms=(*arms, *there)), "arm64:cortex-a76", "cpu")
     assert [ms for _, _, ms in found] == [arm.latency.median_ms.value for arm in arms[:2]]
-    np.testing.assert_array_equal(found[0][1], [*[1000] * 7, arms[0].size.file_bytes])
+    np.testing.assert_array_equal(found[0][1], [*[1000] * 7, arms[0].size.file_bytes, 1])
 
 
 def fitted(target: str) -> Fitted:
@@ -77,7 +78,7 @@ def test_an_estimate_carries_its_error_and_its_device(tmp_path, monkeypatch):
     path = estimating.kept(fitted("arm64:cortex-a76"))
     assert path.name == "arm64-cortex-a76_ssh-pi-board.json" and [p.name for p in path.parent.iterdir()] == [path.name]
     assert estimating.known(open_target("arm64:cortex-a53")) is None and estimating.known(target) == json.loads(path.read_text())
-    made_of = np.array([1e6, 0, 0, 0, 2e6, 1e5, 4e6, 3e5])
+    made_of = np.array([1e6, 0, 0, 0, 2e6, 1e5, 4e6, 3e5, 1])
     found = estimate(estimating.known(target), counted(made_of), 300_000)
     assert found.ms == pytest.approx(made_of @ NANOSECONDS * 1e-6) and found.error_ms == pytest.approx(0.25 * found.ms)
     np.testing.assert_array_equal(parts(counted(made_of), 300_000), made_of)

@@ -167,8 +167,10 @@ def test_a_machine_without_the_tools_is_told_which_are_missing(tmp_path):
 def test_targets_can_be_read_by_programs(tmp_path):
     (tmp_path / "targets.yaml").write_text("one-core: {kind: cpu, threads: 1}\n")
     found = json.loads(command("targets", "--json", "--folder", str(tmp_path), COMPRESSKIT_CACHE=str(tmp_path)).stdout)
-    assert {one["name"]: one["reachable"] for one in found} == {"cpu": True, **{f"arm64:{name}": False for name in PROFILES}, "one-core": True}
-    assert "setup arm64" in found[1]["state"] or "needs" in found[1]["state"]
+    reachable = {one["name"]: one["reachable"] for one in found}
+    assert reachable["cpu"] and reachable["one-core"] and not any(reachable[f"arm64:{name}"] for name in PROFILES)
+    state = next(one["state"] for one in found if one["name"].startswith("arm64:"))
+    assert "setup arm64" in state or "needs" in state
 
 
 @needs_tools
