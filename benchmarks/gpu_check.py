@@ -73,11 +73,8 @@ def conformance(numbers: Outcome) -> str:
     wrong = [f"- `{row.preset}`, {label}: {plain(text)} differ" for row in rows for label, text in row.different.items()]
     pairs = sum(row.vectors for row in rows)
     said = f"{len(rows)} presets with {rows[0].vectors} golden vectors each, {pairs} pairs, beside the NumPy oracle: "
-    return said + (
-        "codes, scales, zero points and decoded values are equal bit by bit (scales that are quantized twice: but for last digits)."
-        if not wrong
-        else f"{len(wrong)} differ.\n\n" + "\n".join(wrong)
-    )
+    equal = "codes, scales, zero points and decoded values are equal bit by bit (scales that are quantized twice: but for last digits)."
+    return said + ("\n\n".join([f"{len(wrong)} differ.", *wrong]) if wrong else equal)
 
 
 def row(arm: Arm) -> list[str]:
