@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from evaluators.targets import open_target  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 NEW = (9, 0)  # a compute capability that has everything here
-needs_nvml = pytest.mark.skipif(not __import__("importlib.util").util.find_spec("pynvml"), reason="nvidia-ml-py is not installed")
+needs_nvml = pytest.mark.skipif(find_spec("pynvml") is None, reason="nvidia-ml-py is not installed")
 no_gpu = pytest.mark.skipif(not gpu_lacks(), reason="this machine has a GPU")
 ARMS = {  # recipe: largest error of an output, as a share of the largest output of the file on the CPU
     "float32": 1e-5,  # sums in another order
@@ -104,6 +105,8 @@ def test_runtimes_that_know_no_gpu_are_refused():
 @pytest.mark.parametrize("name", [name for name in ARMS if name not in ("int4-group32",)])
 def test_rewritten_products_compute_the_same_with_the_cpus_kernels(name, tmp_path):
     """All of CUDA's operators but tinygemm's have CPU kernels too, so the graph for a GPU can be run here."""
+    if name == "int8-dynamic" and not torch_eager.dynamic_products_are_exact():
+        pytest.skip("int8 products saturate on this CPU")
     artifact, x = written(name, tmp_path), {"x": data()[:1]}
     low = lowered(artifact, "cpu")
     wanted = torch_eager.load(artifact, 1).run(x)[0]
