@@ -35,7 +35,7 @@ ARMS = {  # recipe: largest error of an output, as a share of the largest output
     "int4-group32": 5e-2,  # bfloat16 on both sides
     "examples/gpu/float8.yaml": 2e-1,  # activations with 3 bits of mantissa
     "nf4-double": 5e-2,
-    "kmeans16": 1e-5,
+    "mxfp4": 1e-5,
 }
 
 
