@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 CORE := .venv-core/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install compare compare-full compare-formats digits digits-training deep-compression compare-training finetune test test-slow test-core lint bench clean
+.PHONY: help install compare compare-full compare-formats digits digits-training deep-compression compare-training finetune test test-slow gpu-check test-core lint bench clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -48,6 +48,9 @@ test: $(INSTALLED) ## the test suite, in two processes
 test-slow: $(INSTALLED) ## the tests that take longer: real models on the emulated cores, Keras trainings to every file
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
+gpu-check: $(INSTALLED) ## on a machine with an NVIDIA GPU: conformance, every GPU arm of two studies and the GPU tests; writes docs/gpu.md, gpu-check/
+	$(BIN)/python -m benchmarks.gpu_check --out gpu-check --page docs/gpu.md
+
 $(CORE): pyproject.toml constraints.txt
 	test -x .venv-core/bin/python || $(PYTHON) -m venv .venv-core
 	.venv-core/bin/python -m pip install --progress-bar on -c constraints.txt -e . pytest hypothesis
@@ -64,4 +67,4 @@ bench: $(INSTALLED) ## this project against its peers (benchmarks/)
 	$(BIN)/python -m benchmarks
 
 clean: ## remove environments and reports
-	rm -rf .venv .venv-core report report-full report-formats report-training digits digits-training digits-tf-keras deep-compression finetuned
+	rm -rf .venv .venv-core report report-full report-formats report-training digits digits-training digits-tf-keras deep-compression finetuned gpu-check

@@ -8,15 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from evaluators import statistics
+from evaluators import estimating, statistics
 from evaluators.dataset import labels
-from evaluators.metrics import METRICS, accuracy, emulated, latency, memory, outputs, size
+from evaluators.metrics import METRICS, accuracy, emulated, gpu, latency, memory, outputs, size
 from evaluators.results import Arm, Results
 from evaluators.store import Piece, Store
 
 STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
 
 
+ON_GPU = {
+    "GPU": "On a GPU one time runs from an idle device, with its L2 cache flushed (zeros written to twice its size) and the sample in its memory, to the last "
+    "kernel, by CUDA events; clocks are as the driver sets them. float32 products are without TF32. Memory is the peak of PyTorch's allocator while "
+    f"{gpu.RUNS} samples run; for other runtimes it is the process's by NVML less what CUDA itself takes. Energy is the whole card's, by NVML's counter, "
+    "while inferences follow each other without a pause.",
+}
 COUNTED = {
     "Instructions": "On an emulated core one fresh process per arm and one thread under qemu. It runs the first test samples, as many as its accuracy says, "
     "and keeps every output, which is compared with that of the same file on this machine's CPU. Then inferences of the first sample are counted until two "
@@ -34,6 +40,12 @@ ON_PHONE = {
 }
 
 
+ESTIMATED = {
+    "Estimates": "Milliseconds of emulated arms are an estimate: instructions by class and bytes of the file, each at the cost that explains best what a real "
+    "device took for other arms (least squared relative error, no cost negative). The error is the root mean square for models that were left out of the fit.",
+}
+
+
 def load_results(folder: str | os.PathLike) -> Results:
     """What the study in `folder` knows by now. InputError where there is no study.sqlite."""
     folder = Path(folder)
@@ -45,7 +57,7 @@ def load_results(folder: str | os.PathLike) -> Results:
             created=store.fact("created", ""),
             command=store.fact("command", ""),
             environment=store.fact("environment", {}) | runtime_facts(store, arms),
-            protocol=(protocol(settings, threads(store)) if settings else {}) | elsewhere(store),
+            protocol=(protocol(settings, threads(store)) if settings else {}) | elsewhere(store, arms),
             arms=adjusted(arms),
             wall_seconds=store.fact("wall_seconds", 0.0),
         )
@@ -60,10 +72,12 @@ def runtime_facts(store: Store, arms: list[Arm]) -> dict[str, str]:
     return found
 
 
-def elsewhere(store: Store) -> dict[str, str]:
-    """How it was measured on emulated cores and on phones, where arms were."""
+def elsewhere(store: Store, arms: list[Arm]) -> dict[str, str]:
+    """How it was measured on GPUs, emulated cores and phones, where arms were, and how estimates came about."""
     pieces = {kind for arm in store.arms().values() for kind in arm["pieces"]}
-    return (COUNTED if "emulated" in pieces else {}) | (ON_PHONE if "android" in pieces else {})
+    told = {"gpu": ON_GPU, "emulated": COUNTED, "android": ON_PHONE}
+    found = {title: text for kind, texts in told.items() if kind in pieces for title, text in texts.items()}
+    return found | (ESTIMATED if any(arm.estimated for arm in arms) else {})
 
 
 class Reader:
@@ -75,6 +89,7 @@ class Reader:
         self.sharing = Counter(links.get("export") for links in self.links.values())
         self.baselines = {self.group(arm): name for name, arm in reversed(self.planned.items()) if arm["baseline"]}
         self.cache: dict[str, Piece | None] = {}
+        self.fitted = store.fact("fitted", {})
 
     def group(self, arm: dict[str, Any]) -> tuple:
         return arm["model"], arm["label"], arm["target"]
@@ -122,13 +137,15 @@ class Reader:
         float32 = self.done(self.baselines.get(self.group(self.planned[name])), "export")
         answers = self.answers(name)
         notes = (*artifact["notes"], *(accuracy.note(answers.arrays["answers"]) if answers else ()))
+        there = self.done(name, "gpu")
+        told = there.facts if there else {"notes": (), "computed": {}}
         return {
             "size": size.derive(export.facts, float32.facts["artifact"]["ledger"]["file_bytes"] if float32 else None),
             "artifact": f"artifacts/{artifact['path']}",
             "sha256": artifact["sha256"],
-            "tensors": size.tensor_rows(export.facts),
+            "tensors": size.tensor_rows(export.facts, told["computed"]),
             "operators": artifact["contents"]["operators"],
-            "notes": (*notes, *self.phone_notes(name), *self.latency_notes(name)),
+            "notes": (*notes, *told["notes"], *self.phone_notes(name), *self.latency_notes(name)),
         }
 
     def answers(self, name: str | None) -> Piece | None:
@@ -150,7 +167,7 @@ class Reader:
 
     def measurements(self, name: str, runtime: Piece) -> dict[str, Any]:
         baseline = self.baselines.get(self.group(self.planned[name]))
-        used, timed, emulation, home = (self.done(name, kind) for kind in ("memory", "latency", "emulated", "outputs"))
+        used, timed, emulation, home, there = (self.done(name, kind) for kind in ("memory", "latency", "emulated", "outputs", "gpu"))
         away = emulation or self.done(name, "android")
         answers = self.answers(name)
         found: dict[str, Any] = {}
@@ -158,9 +175,15 @@ class Reader:
             found["memory"] = memory.derive(used.facts, runtime.facts)
         if away and "peak_bytes" in away.facts:
             found["memory"] = memory.derive(away.facts, away.facts)
+        if there:
+            found["gpu"] = gpu.derive(there.facts, timed.facts if timed else {})
+            found["memory"] = gpu.memory(found["gpu"])
         if emulation:
             before = self.done(baseline, "emulated")
             found["instructions"] = emulated.derive(emulation.arrays["counts"], before.arrays["counts"] if before else None)
+            fitted, export = self.fitted.get(self.planned[name]["target"]), self.done(name, "export")
+            if fitted:
+                found["estimated"] = estimating.estimate(fitted, found["instructions"], export.facts["artifact"]["ledger"]["file_bytes"])
         if away and home and "output_0" in away.arrays:
             found["agreement"] = outputs.derive(away.arrays, home.arrays)
         if answers:

@@ -66,6 +66,18 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """What an arm takes of a GPU; None where it could not be read."""
+
+    allocated_bytes: int | None  # peak of PyTorch's allocator while it runs; None for other runtimes
+    reserved_bytes: int | None  # what that allocator has of the device for it
+    process_bytes: int | None  # the whole process by NVML
+    context_bytes: int | None  # of these, before the artifact was loaded
+    watts: float | None  # the card's average over a sustained run
+    millijoules: float | None  # the card's for one inference of that run
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Classification on the test samples, paired with the float32 arm of the same runtime."""
 
@@ -100,6 +112,15 @@ class Instructions:
 
 
 @dataclass(frozen=True)
+class Estimated:
+    """What a real device would take, by a fit to arms that ran on it (`compresskit targets calibrate`)."""
+
+    ms: float
+    error_ms: float  # as far as models that the fit had not seen were off, root mean square
+    device: str
+
+
+@dataclass(frozen=True)
 class Agreement:
     """Outputs of the same file on a target against this machine's, element by element."""
 
@@ -128,7 +149,9 @@ class Arm:
     latency: Latency | None = None
     memory: Memory | None = None
     accuracy: Accuracy | None = None
+    gpu: Gpu | None = None
     instructions: Instructions | None = None
+    estimated: Estimated | None = None
     agreement: Agreement | None = None
     untimed: str = ""  # why no latency is measured on its target, "" where it is
     artifact: str = ""  # file name relative to the study's folder

@@ -17,6 +17,7 @@ from evaluators import progress as progresses
 from evaluators.dataset import is_whole
 from evaluators.derive import load_results
 from evaluators.environment import cores, environment, versions
+from evaluators.estimating import known
 from evaluators.exporting import ARTIFACTS, Column, Ready, export_lane
 from evaluators.latency_groups import latency_groups
 from evaluators.metrics import AT_HOME, METRICS
@@ -137,6 +138,7 @@ class Run:
 
     def everything(self) -> None:
         self.store.keep_facts(study=self.study.name, command=self.command, settings=self.study.model_dump(mode="json"))
+        self.store.keep_facts(fitted={name: known(target) for name, target in self.targets.items() if target.untimed})
         slots = max(1, cores() // self.study.threads)
         with self.pool(slots) as pool:
             columns = {label.name: pool.submit(self.column, label) for label in {arm.label for arm in self.arms}}

@@ -13,6 +13,9 @@ import numpy as np
 WINDOW = 5  # runs whose medians are compared for stability
 STABLE = 0.02  # relative change between two windows that counts as steady
 
+Once = Callable[[Any], int]
+"""Runs one input and says how many nanoseconds that took, by the clock of whatever did the work."""
+
 
 @dataclass(frozen=True)
 class WarmUp:
@@ -22,14 +25,24 @@ class WarmUp:
     steady: bool  # False where the time limit ended it
 
 
-def warm_up(run: Callable[[Any], Any], inputs: Sequence[Any], seconds: float, limit: float = 10.0) -> WarmUp:
+def clocked(run: Callable[[Any], Any]) -> Once:
+    """`run`, which returns when its results are there, timed by this process's clock."""
+    clock = time.perf_counter_ns
+
+    def once(batch: Any) -> int:
+        begin = clock()
+        run(batch)
+        return clock() - begin
+
+    return once
+
+
+def warm_up(once: Once, inputs: Sequence[Any], seconds: float, limit: float = 10.0) -> WarmUp:
     """Runs at least 10 times and `seconds`, until the median of 5 runs lies within 2% of the 5 before; `limit` seconds at most."""
     times: list[int] = []
     started = time.perf_counter()
     while True:
-        begin = time.perf_counter_ns()
-        run(inputs[len(times) % len(inputs)])
-        times.append(time.perf_counter_ns() - begin)
+        times.append(once(inputs[len(times) % len(inputs)]))
         spent = time.perf_counter() - started
         steady = len(times) >= 2 * WINDOW and spent >= seconds and within(times)
         if steady or (spent > limit and len(times) >= WINDOW):
@@ -41,19 +54,16 @@ def within(times: list[int]) -> bool:
     return abs(last - before) <= STABLE * before
 
 
-def timed_block(run: Callable[[Any], Any], inputs: Sequence[Any], runs: int) -> np.ndarray:
+def timed_block(once: Once, inputs: Sequence[Any], runs: int) -> np.ndarray:
     """int64 nanoseconds of `runs` runs, after one untimed run that brings the model back into the caches. Every block starts with the same input."""
-    clock, times = time.perf_counter_ns, np.empty(runs, np.int64)
+    times = np.empty(runs, np.int64)
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        run(inputs[0])
+        once(inputs[0])
         for index in range(runs):
-            batch = inputs[index % len(inputs)]
-            begin = clock()
-            run(batch)
-            times[index] = clock() - begin
+            times[index] = once(inputs[index % len(inputs)])
     finally:
         if collecting:
             gc.enable()

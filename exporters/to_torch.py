@@ -117,7 +117,7 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
         module.recompile()
         quantizer = PlannedQuantizer(set(static), the_static_activations(small, set(static.values())))
         module = quantize_static(builder, static, quantizer, place_codes, batches(small))
-    return module, kept | {name: described(builder, name, choice.at_load) for name, choice in choices.items()}
+    return module, kept | {name: described(builder, small.plan.compressed[name], choice.at_load) for name, choice in choices.items()}
 
 
 def kept_in_float(small: Compressed, module: Any, weights: Mapping[str, Weight], refused: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -145,9 +145,9 @@ def batches(small: Compressed):
         yield tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in sample.values())
 
 
-def described(builder: Any, name: str, at_load: bool) -> dict[str, Any]:
-    """What `read` needs to know about one stored weight, and whether runtimes compute what follows from it alone when they load the file."""
-    stored, encoded = builder.store(name), builder.encoded[name]
+def described(builder: Any, decision: Decision, at_load: bool) -> dict[str, Any]:
+    """What `read` and runtimes need to know about one stored weight; `at_load`: that they compute what follows from it alone when they load the file."""
+    stored, encoded = builder.store(decision.name), builder.encoded[decision.name]
     decoded = list(dict.fromkeys(stored.decoded))
     reasons = decoded or list(dict.fromkeys(filter(None, stored.native))) or ([] if stored.native else ["no operator reads it"])
     return {
@@ -158,6 +158,7 @@ def described(builder: Any, name: str, at_load: bool) -> dict[str, Any]:
         "tables": stored.tables,
         "high_first": stored.high_first,
         "at_load": at_load,
+        "activations": decision.activations and decision.activations.type,
         "placement": "native" if stored.native and not decoded else "decoded",
         "reason": "; ".join(reasons),
     }

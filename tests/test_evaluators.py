@@ -127,19 +127,19 @@ def test_percentiles_are_order_statistics_within_their_interval():
 
 def test_warm_up_goes_on_until_times_are_steady():
     delays = iter([0.02, 0.015, 0.012, 0.01, 0.008, 0.006, 0.005, 0.004] + [0.003] * 500)
-    found = timing.warm_up(lambda _: time.sleep(next(delays)), [None], seconds=0.0)
+    found = timing.warm_up(timing.clocked(lambda _: time.sleep(next(delays))), [None], seconds=0.0)
     assert found.runs >= 14  # the last 5 and the 5 before must both lie in the steady part
     assert found.first_ns > 15e6
 
 
 def test_warm_up_ends_at_its_limit_and_says_that_it_was_not_steady():
     delays = iter(0.001 * 1.2**i for i in range(50))
-    assert not timing.warm_up(lambda _: time.sleep(next(delays)), [None], seconds=0.0, limit=0.1).steady
+    assert not timing.warm_up(timing.clocked(lambda _: time.sleep(next(delays))), [None], seconds=0.0, limit=0.1).steady
 
 
 def test_a_block_times_every_run_and_starts_with_the_same_input():
     seen = []
-    times = timing.timed_block(seen.append, ["a", "b", "c"], runs=4)
+    times = timing.timed_block(timing.clocked(seen.append), ["a", "b", "c"], runs=4)
     assert seen == ["a", "a", "b", "c", "a"]
     assert times.dtype == np.int64 and times.shape == (4,) and (times > 0).all()
 

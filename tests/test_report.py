@@ -18,7 +18,7 @@ from rich.console import Console
 from compress.recipe import built_in
 from evaluators import report as package
 from evaluators.report import charts, counts, files, html, markdown, reading, rows, terminal, words, write_reports
-from evaluators.results import Agreement, Arm, Estimate, Instructions, Results, TensorRow
+from evaluators.results import Agreement, Arm, Estimate, Estimated, Gpu, Instructions, Results, TensorRow
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=https://evil.example/x onerror=alert(1)>|`]( javascript:x)*_{{7*7}}{%raw%}[bold red]\nnext"
 VOID = {"meta", "link", "input", "img", "br", "hr"}
@@ -521,3 +521,13 @@ def test_a_browser_sorts_and_filters(page, study, tmp_path):
 
 def test_every_built_in_recipe_looks_different_in_charts():
     assert len(set(charts.LOOKS[: len(built_in())])) == len(built_in())
+
+
+def test_what_an_arm_takes_of_a_gpu_and_what_a_device_would_take_are_shown():
+    found = results()
+    gpu, unread = Gpu(23_400_000, 46_000_000, 800_000_000, 500_000_000, 120.5, 31.2), Gpu(None, None, None, None, None, None)
+    arms = replace(found.arms[0], gpu=gpu), replace(found.arms[1], gpu=unread), replace(found.arms[2], estimated=Estimated(12.3, 1.5, "ssh:pi@board"))
+    page = html.page(replace(found, arms=(*arms, *found.arms[3:])))
+    assert all(words in page for words in ("23.4 MB at the peak", "120 W", "31.2 mJ for one inference", "this card has no energy counter"))
+    assert rows.flat(arms[0])["gpu_millijoules"] == 31.2 and rows.flat(arms[1])["gpu_allocated_bytes"] is None
+    assert counts.in_short(arms[2]).endswith("about 12.3 ms ± 1.5 (calibrated on ssh:pi@board)")

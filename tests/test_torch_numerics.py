@@ -5,18 +5,16 @@ import pytest
 
 import compress
 from compress.errors import InputError
-from compress.formats import CodebookFormat, IntFormat
+from compress.formats import IntFormat
 from compress.numerics.fast import oracle_only
 from compress.presets import PRESETS
 
 torch = pytest.importorskip("torch")
 
 from compress.backends import torch_numerics  # noqa: E402
+from compress.conformance.on_device import ON_DEVICE, check  # noqa: E402
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-ON_DEVICE = [
-    name for name, p in PRESETS.items() if not (isinstance(p.format, CodebookFormat) and p.format.learned) and getattr(p.format, "fit", "minmax") == "minmax"
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 RNG = np.random.default_rng(3)
 
 
@@ -49,6 +47,20 @@ def test_tensors_have_the_oracles_bits(name, device):
         np.testing.assert_array_equal(again.zero_points, expected.zero_points)
         decoded = torch_numerics.decode_on_device(found).cpu().numpy()
         np.testing.assert_allclose(decoded, expected.decode(), rtol=0, atol=slack)
+
+
+@pytest.mark.gpu
+def test_golden_vectors_have_the_oracles_bits_on_a_gpu():
+    assert [row for row in check("cuda:0") if row.different] == []
+
+
+def test_a_device_that_differs_is_named(monkeypatch):
+    right = torch_numerics.round_to
+    monkeypatch.setattr("compress.conformance.on_device.ON_DEVICE", ("tflite.int8.weight", "gguf.q4_0", "bnb.nf4"))
+    assert [row.different for row in check("cpu")] == [{}, {}, {}]
+    monkeypatch.setattr(torch_numerics, "round_to", lambda values, rounding: right(values, rounding) + 1)
+    int8, q4, nf4 = check("cpu")
+    assert "codes" in int8.different["Gaussian"] and "codes" in q4.different["Gaussian"] and not nf4.different and q4.refused
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from compress.commands.shared import AsJson, app, console, print_json, print_rows
+from compress.commands.shared import AsJson, app, console, print_json, print_rows, resumable
 
 where = typer.Typer(invoke_without_command=True)
 app.add_typer(where, name="targets")
@@ -49,3 +49,30 @@ def setup(kind: Annotated[str, typer.Argument(help="A kind of target, as arm64."
     started = time.monotonic()
     set_up(kind, lambda text: console.print(f"[{time.monotonic() - started:5.1f} s] {text}", markup=False, highlight=False))
     console.print(f"[{time.monotonic() - started:5.1f} s] {kind} is ready", markup=False, highlight=False)
+
+
+@where.command()
+def calibrate(
+    counted: Annotated[str, typer.Argument(help="The emulated target, as arm64:cortex-a76.")],
+    device: Annotated[str, typer.Argument(help="A real device with that core: any target that is timed.")],
+    studies: Annotated[list[Path], typer.Argument(help="Studies with two models or more between them; they run on both.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the studies; a rerun continues there.")] = Path("calibration"),
+    as_json: AsJson = False,
+) -> None:
+    """Learn from one real device how long instructions take, so that emulated arms get an estimate in milliseconds, with its error.
+
+    Example: `compresskit targets calibrate arm64:cortex-a76 ssh:pi@board examples/digits/study.yaml examples/sentiment/study.yaml`
+    """
+    from dataclasses import asdict
+
+    from evaluators.estimating import calibrate as fit
+
+    with resumable():
+        fitted, path = fit(counted, device, studies, out)
+    if as_json:
+        print_json(asdict(fitted))
+        return
+    rows = [(name, f"{cost:.3g}") for name, cost in fitted.nanoseconds.items() if cost]
+    print_rows(f"{fitted.device} explained by {fitted.counted_on}", ["for each", "ns"], rows)
+    console.print(f"{fitted.arms} arms of {fitted.models} models; models that the fit had not seen are off by {fitted.error:.0%} (root mean square).")
+    console.print(f"Kept in {path}; `compresskit compare` with {fitted.counted_on} shows estimates from now on.", soft_wrap=True, highlight=False)

@@ -10,6 +10,7 @@ METRICS = Registry(
     {
         "accuracy": Entry("evaluators.metrics.accuracy", about="predictions on the test samples, paired with float32"),
         "memory": Entry("evaluators.metrics.memory", about="peak resident memory of a fresh process"),
+        "gpu": Entry("evaluators.metrics.gpu", about="memory on a GPU, and how an arm computes there"),
         "outputs": Entry("evaluators.metrics.outputs", about="all outputs on this machine's CPU, which other targets are compared with"),
         "emulated": Entry("evaluators.metrics.emulated", about="outputs, memory and instructions on an emulated machine"),
         "android": Entry("evaluators.metrics.android", "adb", "memory, delegates and outputs on a phone"),

@@ -44,13 +44,24 @@ def load(facts: dict[str, Any], folder: str, runtime: str, threads: int, data: s
     return {"load_ms": load_ms, "cores": timing.pin(threads)}
 
 
+def once() -> timing.Once:
+    """A session on a device times itself by the device's clock."""
+    return getattr(HELD.session, "timed", None) or timing.clocked(HELD.session.run)
+
+
 def warm_up(seconds: float) -> dict[str, Any]:
-    found = timing.warm_up(HELD.session.run, HELD.inputs, seconds)
+    found = timing.warm_up(once(), HELD.inputs, seconds)
     return {"first_ms": found.first_ns / 1e6, "warmup_runs": found.runs, "estimate_ns": found.estimate_ns, "steady": found.steady}
 
 
 def block(runs: int) -> np.ndarray:
-    return timing.timed_block(HELD.session.run, HELD.inputs, runs)
+    return timing.timed_block(once(), HELD.inputs, runs)
+
+
+def energy() -> dict[str, Any]:
+    """What a sustained run takes, of a session that can read it; {} of others."""
+    read = getattr(HELD.session, "energy", None)
+    return read(HELD.inputs) if read else {}
 
 
 @dataclass(eq=False)
@@ -105,6 +116,8 @@ def measure_group(
             tell(member.name, "warming up")
             member.facts |= member.call("warm_up", settings.warmup_seconds) or {}
         time_blocks(list(members.values()), settings, tell)
+        for member in members.values():
+            member.facts |= member.call("energy") or {}
     return members
 
 

@@ -1,5 +1,6 @@
 """Size: the bytes of the file and where they go, as its exporter read them back."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluators.results import Size, TensorRow
@@ -11,15 +12,15 @@ def derive(facts: dict[str, Any], float32_bytes: int | None) -> Size:
     return Size(**ledger, deflated_bytes=facts["deflated_bytes"], ratio=float32_bytes / ledger["file_bytes"] if float32_bytes else None)
 
 
-def tensor_rows(facts: dict[str, Any]) -> tuple[TensorRow, ...]:
+def tensor_rows(facts: dict[str, Any], computed: Mapping[str, Sequence[str]]) -> tuple[TensorRow, ...]:
+    """`computed` holds placement and reason of tensors that the arm's device computes otherwise than the file says."""
     planned = facts["planned"]
     return tuple(
         TensorRow(
             t["name"],
             tuple(t["shape"]),
             t["dtype"],
-            t["placement"],
-            t["reason"],
+            *computed.get(t["name"], (t["placement"], t["reason"])),
             t["payload_bytes"] + t["scale_bytes"] + t["zero_point_bytes"],
             planned.get(t["name"], ""),
         )

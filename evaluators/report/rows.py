@@ -3,13 +3,13 @@
 import csv
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from math import isfinite
 from typing import Any
 
 from evaluators.report.counts import CLASSES
 from evaluators.report.reading import is_simulated, loss
-from evaluators.results import Arm, Estimate, Results
+from evaluators.results import Arm, Estimate, Gpu, Results
 
 SCHEMA_VERSION = 1
 SIZE_UNITS = {"payload": "payload_bytes", "scales": "scales_bytes", "zero_points": "zero_points_bytes", "graph": "graph_bytes"}
@@ -43,9 +43,9 @@ def flat(arm: Arm) -> dict[str, Any]:
     """One arm as one row, units in the names, None where there is no number. The table of report.html sorts by these."""
     head = {name: getattr(arm, name) for name in ("id", "model", "recipe", "recipe_id", "exporter", "runtime", "target", "status", "cause")}
     placed = {f"{name}_weights_bytes": arm.placements.get(name, 0) if arm.tensors else None for name in ("native", "decoded", "simulated", "float")}
-    spent = {f"{name}_seconds": arm.seconds.get(name) for name in ("export", "latency", "memory", "accuracy", "outputs", "emulated", "android")}
+    spent = {f"{name}_seconds": arm.seconds.get(name) for name in ("export", "latency", "memory", "accuracy", "gpu", "outputs", "emulated", "android")}
     facts = {"simulated": is_simulated(arm), "loss": loss(arm), "artifact": arm.artifact, "sha256": arm.sha256}
-    return head | size_row(arm) | latency_row(arm) | instructions_row(arm) | memory_row(arm) | accuracy_row(arm) | placed | facts | spent
+    return head | size_row(arm) | latency_row(arm) | instructions_row(arm) | memory_row(arm) | gpu_row(arm) | accuracy_row(arm) | placed | facts | spent
 
 
 def size_row(arm: Arm) -> dict[str, Any]:
@@ -70,11 +70,16 @@ def instructions_row(arm: Arm) -> dict[str, Any]:
     names = ("total", *CLASSES, "spread", "fewer", "kernels")
     counted = {f"instructions_{name}": getattr(arm.instructions, name, None) for name in names}
     seen = {f"agreement_{name}": getattr(arm.agreement, name, None) for name in ("samples", "elements", "max_error", "bit_equal")}
-    return counted | seen | {"untimed": arm.untimed}
+    fitted = {f"estimated_{name}": getattr(arm.estimated, name, None) for name in ("ms", "error_ms", "device")}
+    return counted | seen | fitted | {"untimed": arm.untimed}
 
 
 def memory_row(arm: Arm) -> dict[str, Any]:
     return {f"memory_{name}": getattr(arm.memory, name, None) for name in ("peak_bytes", "baseline_bytes", "model_bytes")}
+
+
+def gpu_row(arm: Arm) -> dict[str, Any]:
+    return {f"gpu_{field.name}": getattr(arm.gpu, field.name, None) for field in fields(Gpu)}
 
 
 def accuracy_row(arm: Arm) -> dict[str, Any]:

@@ -21,8 +21,15 @@ RUNTIMES = Registry(
 )
 
 
+DEVICE = "COMPRESSKIT_DEVICE"
+"""The variable by which a target tells its measuring processes where runtimes compute, as cuda:0. It is read where sessions are loaded, and nowhere else."""
+
+
 class Session(Protocol):
-    """A loaded artifact. `run` returns when the results are there: a session that works asynchronously synchronises itself."""
+    """A loaded artifact. `run` returns when the results are there: a session that works asynchronously synchronises itself.
+
+    A session on a device also has `timed`, `memory` and `energy` (see evaluators.runtimes.cuda), since this process's clock and memory say little of it.
+    """
 
     def run(self, inputs: Inputs) -> list[np.ndarray]:
         """Outputs of one batch of exactly the exported size, in the model's order.
@@ -33,7 +40,7 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """A module with these names."""
+    """A module with these names, and `load_on(artifact, threads, device)` where the runtime can compute on a device too."""
 
     EXPORTER: str  # the exporter whose files it loads
     SUFFIX: str

@@ -29,15 +29,27 @@ def load(artifact: Artifact, threads: int) -> OrtSession:
     """
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.x64quantprecision", "1")  # signed weights become unsigned where their products would saturate
-    session = ort.InferenceSession(str(artifact.path), options, providers=["CPUExecutionProvider"])
-    return OrtSession(session, artifact.contents.inputs)
+    return OrtSession(ort.InferenceSession(str(artifact.path), options(threads), providers=["CPUExecutionProvider"]), artifact.contents.inputs)
+
+
+def options(threads: int):
+    import onnxruntime as ort
+
+    chosen = ort.SessionOptions()
+    chosen.intra_op_num_threads, chosen.inter_op_num_threads = threads, 1
+    chosen.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    chosen.log_severity_level = 3
+    chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    chosen.add_session_config_entry("session.x64quantprecision", "1")  # signed weights become unsigned where their products would saturate
+    return chosen
+
+
+def load_on(artifact: Artifact, threads: int, device: str):
+    """A session on an NVIDIA GPU, which names the nodes that stayed on the CPU."""
+    from evaluators.runtimes import ort_on_cuda
+
+    return ort_on_cuda.load(artifact, options(threads), device)
 
 
 def versions() -> dict[str, str]:

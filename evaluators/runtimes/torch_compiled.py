@@ -1,5 +1,8 @@
 """torch.export programs compiled by Inductor."""
 
+from typing import Any
+
+import numpy as np
 import torch
 
 from compress.artifact import Artifact
@@ -25,6 +28,17 @@ def load(artifact: Artifact, threads: int) -> TorchSession:
     session = TorchSession(torch.compile(module, fullgraph=True, dynamic=False), artifact)
     with torch._inductor.config.patch(freezing=freezing):  # Dynamo reads it too, which torch.compile's `options` would not reach
         session.run({name: value.numpy() for (name, _), value in zip(session.inputs, zeros(artifact), strict=True)})
+    return session
+
+
+def load_on(artifact: Artifact, threads: int, device: str) -> Any:
+    """The same on an NVIDIA GPU, compiled to Triton's kernels, which need a C compiler as well."""
+    from evaluators.runtimes import torch_on_cuda
+
+    compiler()
+    torch.set_num_threads(threads)
+    session = torch_on_cuda.load(artifact, device, lambda module: torch.compile(module, fullgraph=True, dynamic=False))
+    session.run({spec.name: np.zeros(spec.shape, spec.dtype) for spec in artifact.contents.inputs})
     return session
 
 

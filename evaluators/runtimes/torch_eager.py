@@ -43,6 +43,14 @@ def load(artifact: Artifact, threads: int) -> TorchSession:
     return TorchSession(module, artifact)
 
 
+def load_on(artifact: Artifact, threads: int, device: str) -> Any:
+    """A session on an NVIDIA GPU. Refused where it has no kernels for what the file computes with."""
+    from evaluators.runtimes import torch_on_cuda
+
+    torch.set_num_threads(threads)
+    return torch_on_cuda.load(artifact, device)
+
+
 def open_program(artifact: Artifact) -> torch.export.ExportedProgram:
     """The file's program. CompressError for a file that would run pickled code."""
     from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the quantized_decomposed operators

@@ -16,6 +16,7 @@ TARGETS = Registry(
     "target",
     {
         "cpu": Entry("evaluators.targets.cpu", about="this machine's CPU"),
+        "cuda": Entry("evaluators.targets.cuda", about="an NVIDIA GPU of this machine, by its number: cuda:0"),
         "arm64": Entry("evaluators.targets.arm64", about="an emulated arm64 core: outputs, instructions and memory, no milliseconds"),
         "adb": Entry("evaluators.targets.adb", "adb", "an Android phone: latency, memory, outputs where its programs give them"),
         "ssh": Entry("evaluators.targets.ssh", about="a board over ssh, as a Raspberry Pi"),

@@ -4,6 +4,7 @@ import csv
 import sys
 from functools import cache
 from importlib.metadata import distribution
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from model import tokenizer
 from compress.finetune import Samples, pack
 
 TOKENS, TEST = 256, 500
+START = 128  # tokens of a review that the next one is guessed from
 
 
 @cache
@@ -35,3 +37,19 @@ def test(limit: int = 32) -> Samples:
 
 def first(samples: Samples, limit: int) -> Samples:
     return Samples({name: array[:limit] for name, array in samples.inputs.items()}, samples.labels[:limit])
+
+
+def next_tokens(limit: int = 200) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The first 128 tokens of test reviews that are longer, int64 [reviews, 128], and the token after them."""
+    return beginnings(reviews()[:TEST], limit)
+
+
+def starts(limit: int = 64) -> dict[str, np.ndarray]:
+    """The same of training reviews, without what follows."""
+    return beginnings(reviews()[TEST : 2 * TEST], limit)[0]
+
+
+def beginnings(texts: list[str], limit: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    found = (tokenizer()(text).input_ids for text in texts)
+    rows = np.array(list(islice((ids[: START + 1] for ids in found if len(ids) > START), limit)), np.int64)
+    return {"input_ids": rows[:, :START]}, rows[:, START]

@@ -26,6 +26,21 @@ def load() -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(weights().parent, gguf_file=weights().name, dtype=torch.float32)
 
 
+class NextToken(torch.nn.Module):
+    """Logits [batch, vocabulary] of the token after `input_ids` [batch, tokens]."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits[:, 0]
+
+
+def next_token() -> NextToken:
+    return NextToken(load()).eval()
+
+
 @cache
 def tokenizer():
     os.environ["HF_HUB_OFFLINE"] = "1"
