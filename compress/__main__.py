@@ -114,6 +114,35 @@ def check(
 
 
 @app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(help="A folder that `compare` wrote.")],
+    arm: Annotated[str, typer.Argument(help="An arm's name, or a part of it that no other arm has.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say why an arm is as fast, as large and as exact as it is: its operators timed beside float32's, and what its file holds.
+
+    Example: `compresskit explain report int8-dynamic/litert`
+    """
+    from dataclasses import asdict
+
+    from evaluators.explaining import explain as explained
+    from evaluators.report import explanation
+
+    with errors.status("reading the study") as status:
+        found = explained(folder, arm, status.update)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(found), indent=2) + "\n")
+        return
+    console.print(escape(found.verdict), highlight=False)
+    for number, cause in enumerate(found.why, 1):
+        console.print(f"{number}. {escape(cause.said)}", highlight=False)
+    for title, columns, rows in explanation.tables(found):
+        print_rows(title, columns, rows)
+    for line in explanation.lines(found):
+        console.print(escape(line), highlight=False)
+
+
+@app.command()
 def finetune(
     document: Annotated[Path, typer.Argument(help="A .yaml file: model, data, budget, and the methods to compare.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoints, adapters and the report; a rerun continues there.")] = Path("finetuned"),

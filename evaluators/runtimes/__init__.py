@@ -33,7 +33,11 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """A module with these names."""
+    """A module with these names, and with two more where the runtime can tell what its operators do:
+
+    operator_times(artifact, inputs, runs, threads)   a list of OperatorTime, medians over `runs` runs, in the runtime's own words
+    multiply_adds(artifact, sample)                   of one run of a float32 file; Refused where its operators do not say
+    """
 
     EXPORTER: str  # the exporter whose files it loads
     SUFFIX: str

@@ -4,7 +4,9 @@ Through the extension module that `executorch.runtime` wraps: the wrapper import
 would spend.
 """
 
+from collections.abc import Sequence
 from importlib.metadata import version
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch  # the extension is linked to its libraries
@@ -12,6 +14,7 @@ from executorch.extension.pybindings import _C as extension
 
 from compress.artifact import Artifact
 from compress.network import Inputs
+from evaluators.operators import OperatorTime
 
 EXPORTER = "executorch"
 SUFFIX = ".pte"
@@ -20,8 +23,8 @@ SUFFIX = ".pte"
 class ExecutorchSession:
     """A .pte file with its method loaded: XNNPACK's weights are packed and its memory is planned."""
 
-    def __init__(self, artifact: Artifact):
-        self.program = extension._load_program(str(artifact.path))
+    def __init__(self, artifact: Artifact, traced: bool = False):
+        self.program = extension._load_program(str(artifact.path), enable_etdump=traced)
         self.method = self.program.load_method("forward")
         self.inputs = [(spec.name, np.dtype(spec.dtype)) for spec in artifact.contents.inputs]
 
@@ -30,11 +33,24 @@ class ExecutorchSession:
         return [output.numpy() for output in self.method(given)]
 
 
-def load(artifact: Artifact, threads: int) -> ExecutorchSession:
+def load(artifact: Artifact, threads: int, traced: bool = False) -> ExecutorchSession:
     """A session on the process's one pool of threads, which is made anew where it has another size."""
     if extension._threadpool_get_thread_count() != threads:
         extension._unsafe_reset_threadpool(threads)
-    return ExecutorchSession(artifact)
+    return ExecutorchSession(artifact, traced)
+
+
+def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, threads: int) -> list[OperatorTime]:
+    """XNNPACK's kernels and ExecuTorch's own, each with its median over `runs` runs, from an ETDump."""
+    from executorch.devtools import Inspector
+
+    session = load(artifact, threads, traced=True)
+    for number in range(runs + 1):
+        session.run(inputs[number % len(inputs)])
+    with TemporaryDirectory() as folder:
+        session.program.write_etdump_result_to_file(f"{folder}/trace.etdp")
+        blocks = Inspector(etdump_path=f"{folder}/trace.etdp").event_blocks
+    raise NotImplementedError(blocks)
 
 
 def versions() -> dict[str, str]:

@@ -1,10 +1,15 @@
 """torch.export programs compiled by Inductor."""
 
+from collections.abc import Sequence
+
 import torch
 
 from compress.artifact import Artifact
 from compress.errors import CompressError
-from evaluators.runtimes.torch_eager import TorchSession, open_program, prepare, static_products_are_exact, zeros
+from compress.network import Inputs
+from evaluators.operators import OperatorTime
+from evaluators.runtimes.torch_eager import TorchSession, open_program, prepare, profiled, static_products_are_exact, zeros
+from evaluators.runtimes.torch_eager import multiply_adds as multiply_adds
 from evaluators.runtimes.torch_eager import versions as eager_versions
 
 EXPORTER = "torch"
@@ -23,6 +28,13 @@ def load(artifact: Artifact, threads: int) -> TorchSession:
     with torch._inductor.config.patch(freezing=freezing):  # Dynamo reads it too, which torch.compile's `options` would not reach
         session.run({name: value.numpy() for (name, _), value in zip(session.inputs, zeros(artifact), strict=True)})
     return session
+
+
+def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, threads: int) -> list[OperatorTime]:
+    """Inductor's kernels and the operators that it calls, each with the median of its own time over `runs` runs. Compiles the file once more."""
+    with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
+        session = load(artifact, threads)
+    return profiled(session, inputs, runs)
 
 
 def compiler() -> str:

@@ -1,16 +1,20 @@
 """torch.export programs run by eager kernels."""
 
 import json
+import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import flop_counter
 
 from compress.artifact import Artifact
 from compress.errors import CompressError
 from compress.network import Inputs
+from evaluators.operators import OperatorTime, medians
 from evaluators.runtimes.torch_loading import BITSANDBYTES, compute_at_load, has_fused_4bit, import_bitsandbytes, pack_4bit
 
 EXPORTER = "torch"
@@ -40,6 +44,36 @@ def load(artifact: Artifact, threads: int) -> TorchSession:
     module = lowered(program, artifact) if static else program.module(check_guards=False)
     prepare(module, artifact)
     return TorchSession(module, artifact)
+
+
+def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, threads: int) -> list[OperatorTime]:
+    """ATen's and oneDNN's operators, each with the median of its own time over `runs` runs."""
+    return profiled(load(artifact, threads), inputs, runs)
+
+
+def profiled(session: TorchSession, inputs: Sequence[Inputs], runs: int) -> list[OperatorTime]:
+    found = []
+    for number in range(runs + 1):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+            session.run(inputs[number % len(inputs)])
+        found.append([OperatorTime(event.name, kind(event), event.self_cpu_time_total / 1e6) for event in profile.events()])
+    return medians(found[1:])  # the first starts the profiler
+
+
+def kind(event: Any) -> str:
+    """An operator's name; a compiled kernel's without its number."""
+    name = re.sub(r"^graph_\d+_|_\d+$", "", event.name)
+    shapes = [shape for shape in event.input_shapes or () if len(shape) > 2]
+    depthwise = "conv" in name and len(shapes) > 1 and shapes[0][1] > 1 and shapes[1][1] == 1
+    return f"{name} (depthwise)" if depthwise else name
+
+
+def multiply_adds(artifact: Artifact, sample: Inputs) -> int:
+    """Of one run, as torch counts them from the shapes of its operators."""
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping={aten._scaled_dot_product_flash_attention_for_cpu: flop_counter.sdpa_flop})
+    with counter:
+        load(artifact, 1).run(sample)
+    return counter.get_total_flops() // 2
 
 
 def open_program(artifact: Artifact) -> torch.export.ExportedProgram:
