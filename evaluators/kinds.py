@@ -8,15 +8,15 @@ GROUPS = {  # the first whose pattern is found in a kind has it
     "dequantizing": r"dequant|Convert \(\w+, Q\w+, F\w+\)",
     "quantizing": r"^(Dynamic)?QuantizeLinear|^QUANTIZE|::quantize_|choose_qparams|Convert \(\w+, F\w+, Q\w+\)",
     "depthwise convolutions": r"depthwise|DWConv",
-    "convolutions": r"conv(?!ert)",
     "attention": r"attention",
     "recurrent layers": r"lstm|gru|rnn",
-    "matrix products": r"matmul|matrix multiply|gem[mv]|fully[ _]connected|[:_]linear|addmm|\bb?mm\b|_mm\b|_mm_",
+    "convolutions and matrix products": r"conv(?!ert)|matmul|matrix multiply|gem[mv]|fully[ _]connected|[:_q]linear(_|$)|addmm|\bb?mm\b|_mm\b|_mm_",
     "layout and copies": r"transpose|permute|reorder|contiguous|clone|copy|reshape|\bpad|concat",
     "casts": r"cast|_to_copy|::to\b|convert",
 }
 REST = "everything else"
-PRODUCTS = ("depthwise convolutions", "convolutions", "attention", "recurrent layers", "matrix products")
+PRODUCTS = ("depthwise convolutions", "convolutions and matrix products", "attention", "recurrent layers")
+"""Libraries compute a convolution of one pixel as a matrix product, so the two are one group."""
 CARRYING = ("requantizing", "dequantizing", "quantizing", "layout and copies", "casts")
 """Groups whose operators do nothing but carry numbers from one form to another."""
 INTEGER = re.compile(r"\bQ[A-Z]+\d+\w*\b|Integer|QLinear|QGemm|NBits|Bnb4|int[48]|_int_mm|qlinear|qconv|gem[mv]_4bit", re.IGNORECASE)

@@ -23,6 +23,7 @@ from evaluators.results import Estimate
 from evaluators.store import Store
 from evaluators.worker import Worker
 
+PLAIN = "convolutions and matrix products"
 SIDE = 64
 MULTIPLY_ADDS = 32 * 32 * 16 * 3 * 9 + 32 * 32 * 16 * 9 + 32 * 32 * 32 * 16 + 32 * 10
 RUNTIMES = {"litert": ".tflite", "onnxruntime": ".onnx", "torch": ".pt2", "executorch": ".pte"}
@@ -78,8 +79,8 @@ def test_every_runtime_times_its_operators(runtime, opened, folder):
         whole = float(np.median(worker.call("evaluators.metrics.latency:block", 8, limit=120).value)) / 1e9
         count = worker.call("evaluators.operators:multiply_adds", *given, limit=120)
     operators = [OperatorTime(**row) for row in found.value]
-    counts = {group: sum(kinds.group(o.kind) == group for o in operators if o.seconds) for group in kinds.PRODUCTS}
-    assert counts["convolutions"] and counts["depthwise convolutions"] and counts["matrix products"], operators
+    counts = {group: sum(kinds.group(o.kind) == group for o in operators) for group in kinds.PRODUCTS}
+    assert counts[PLAIN] >= 3 and counts["depthwise convolutions"] >= 1, operators
     assert not any(kinds.in_integers(o.kind) for o in operators)
     assert 0.1 * whole < sum(o.seconds for o in operators) < 5 * whole  # the machine is shared, and a profiler costs time
     if hasattr(known.load(runtime), "multiply_adds"):
@@ -91,28 +92,28 @@ def test_every_runtime_times_its_operators(runtime, opened, folder):
 @pytest.mark.parametrize(
     ("kind", "group", "integer"),
     [
-        ("Convolution (NHWC, F32) IGEMM", "convolutions", False),
-        ("Convolution (NHWC, QC8) IGEMM", "convolutions", True),
+        ("Convolution (NHWC, F32) IGEMM", PLAIN, False),
+        ("Convolution (NHWC, QC8) IGEMM", PLAIN, True),
         ("Convolution (NHWC, F32) DWConv", "depthwise convolutions", False),
-        ("Fully Connected (NC, QD8, F32, QC8W) GEMM", "matrix products", True),
+        ("Fully Connected (NC, QD8, F32, QC8W) GEMM", PLAIN, True),
         ("Convert (NC, F32, QD8)", "quantizing", False),
         ("Convert (NC, QS8, F32)", "dequantizing", False),
-        ("CONV_2D (float32 x int8)", "convolutions", True),
+        ("CONV_2D (float32 x int8)", PLAIN, True),
         ("DEPTHWISE_CONV_2D (float32 x float32)", "depthwise convolutions", False),
         ("QUANTIZE", "quantizing", False),
         ("DequantizeLinear", "dequantizing", False),
         ("DynamicQuantizeLinear", "quantizing", False),
-        ("QLinearConv", "convolutions", True),
+        ("QLinearConv", PLAIN, True),
         ("QLinearAdd", kinds.REST, False),
-        ("MatMulIntegerToFloat", "matrix products", True),
-        ("MatMulNBits", "matrix products", True),
-        ("Gemm", "matrix products", False),
+        ("MatMulIntegerToFloat", PLAIN, True),
+        ("MatMulNBits", PLAIN, True),
+        ("Gemm", PLAIN, False),
         ("Conv (depthwise)", "depthwise convolutions", False),
         ("ReorderOutput", "layout and copies", False),
-        ("aten::addmm", "matrix products", False),
-        ("aten::_int_mm", "matrix products", True),
-        ("aten::_weight_int4pack_mm_for_cpu", "matrix products", True),
-        ("onednn::qlinear_pointwise", "matrix products", True),
+        ("aten::addmm", PLAIN, False),
+        ("aten::_int_mm", PLAIN, True),
+        ("aten::_weight_int4pack_mm_for_cpu", PLAIN, True),
+        ("onednn::qlinear_pointwise", PLAIN, True),
         ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention", False),
         ("quantized_decomposed::quantize_per_tensor", "quantizing", False),
         ("quantized_decomposed::dequantize_per_channel", "dequantizing", False),
@@ -167,14 +168,15 @@ def said(found, part):
 
 
 def test_the_causes_of_a_slow_arm_have_their_numbers(arms):
-    found = causes(*arms, SLOW, {"layer.weight": 12.3})
+    size = replace(arms[0].size, graph=arms[0].size.file_bytes // 8)
+    found = causes(replace(arms[0], size=size), arms[1], SLOW, {"layer.weight": 12.3})
     assert [c.about for c in found] == sorted((c.about for c in found), key=["speed", "size", "accuracy"].index)
     assert "6 operators" in said(found, "XNNPACK does not take")[0] and "39.0 ms, 100% of the whole" in said(found, "XNNPACK does not take")[0]
-    assert "30.0 ms instead of 12.0 ms, 18.0 ms more" in said(found, "Convolutions:")[0]
+    assert "30.0 ms instead of 12.0 ms, 18.0 ms more" in said(found, "Convolutions and matrix")[0]
     assert "7.7 billion multiply-adds a second, those of float32 20.0" in said(found, "billion")[0]
     assert "no VNNI" in said(found, "This CPU")[0]
     assert "layer.weight, 12.3 dB" in said(found, "for the worse")[0]
-    assert said(found, "not codes of weights")
+    assert "graph" in said(found, "not codes of weights")[0]
 
 
 def test_what_was_not_measured_is_no_cause(arms):

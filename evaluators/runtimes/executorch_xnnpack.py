@@ -4,9 +4,12 @@ Through the extension module that `executorch.runtime` wraps: the wrapper import
 would spend.
 """
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
+from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch  # the extension is linked to its libraries
@@ -18,6 +21,7 @@ from evaluators.operators import OperatorTime
 
 EXPORTER = "executorch"
 SUFFIX = ".pte"
+PORTABLE = "native_call_"  # what ETDump puts before the name of an operator that no delegate took
 
 
 class ExecutorchSession:
@@ -43,14 +47,21 @@ def load(artifact: Artifact, threads: int, traced: bool = False) -> ExecutorchSe
 def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, threads: int) -> list[OperatorTime]:
     """XNNPACK's kernels and ExecuTorch's own, each with its median over `runs` runs, from an ETDump."""
     from executorch.devtools import Inspector
+    from executorch.devtools.inspector import TimeScale
 
     session = load(artifact, threads, traced=True)
     for number in range(runs + 1):
         session.run(inputs[number % len(inputs)])
     with TemporaryDirectory() as folder:
         session.program.write_etdump_result_to_file(f"{folder}/trace.etdp")
-        blocks = Inspector(etdump_path=f"{folder}/trace.etdp").event_blocks
-    raise NotImplementedError(blocks)
+        blocks = Inspector(etdump_path=f"{folder}/trace.etdp", target_time_scale=TimeScale.S).event_blocks
+    return [read(event) for block in blocks if block.name == "Execute" for event in block.events if event.is_delegated_op or PORTABLE in event.name]
+
+
+def read(event: Any) -> OperatorTime:
+    """Kernels inside a delegate are numbered by kind, as in `Transpose (ND, X32) #2`."""
+    library = "XNNPACK" if event.is_delegated_op else "ExecuTorch's portable kernels"
+    return OperatorTime(event.name, re.sub(r" #\d+$", "", event.name.removeprefix(PORTABLE)), median(event.perf_data.raw[1:]), library)
 
 
 def versions() -> dict[str, str]:

@@ -78,7 +78,7 @@ def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, thre
 
 
 def timed(node: Mapping[str, Any]) -> Timed:
-    kind, shapes = node["args"]["op_name"], [next(iter(shape.values())) for shape in node["args"]["input_type_shape"]]
+    kind, shapes = node["args"]["op_name"], [shape for typed in node["args"]["input_type_shape"] for shape in typed.values()]
     if "Conv" in kind and is_depthwise(shapes):
         kind += " (depthwise)"
     return Timed(OperatorTime(node["name"].removesuffix("_kernel_time"), kind, 0.0), node["ts"], node["dur"])
@@ -87,7 +87,7 @@ def timed(node: Mapping[str, Any]) -> Timed:
 def is_depthwise(shapes: Sequence[Sequence[int]]) -> bool:
     """Whether each output channel reads one of several input channels, by the shapes of a convolution's inputs."""
     weights = [shape for shape in shapes[1:] if len(shape) > 2]
-    return len(shapes[0]) > 2 and shapes[0][1] > 1 and bool(weights) and weights[0][1] == 1
+    return bool(weights) and len(shapes[0]) > 2 and shapes[0][1] > 1 and weights[0][1] == 1
 
 
 def multiply_adds(artifact: Artifact, sample: Inputs) -> int:
