@@ -24,7 +24,7 @@ INSTRUCTIONS = {"x86_64": ("VNNI", ("avx_vnni", "avx512_vnni")), "aarch64": ("do
 @dataclass(frozen=True)
 class Cause:
     about: Literal["speed", "size", "accuracy"]
-    effect: float  # seconds of a run, bytes of the file, share of answers: what causes are sorted by
+    effect: float  # seconds of a run, bytes of the file, share of answers: what those about the same are sorted by
     said: str
 
 
@@ -43,21 +43,13 @@ class Profile:
 
 
 def causes(arm: Arm, baseline: Arm, profile: Profile | None, errors: Mapping[str, float]) -> list[Cause]:
-    """All that are known, speed first, then size, then accuracy, the largest first."""
-    found = [*by_size(arm), *by_accuracy(arm, errors), *by_instructions(arm, baseline)]
+    """All that are known: where time went and what stands behind that, then size, then accuracy, in each the largest first."""
+    spent, behind = [*by_instructions(arm, baseline)], []
     if profile is not None:
-        found += [
-            *outside(profile),
-            *by_group(profile),
-            *added(profile),
-            *by_rate(profile),
-            *by_bound(profile, arm, baseline),
-            *by_kernels(profile, arm),
-            *by_cpu(profile, arm),
-        ]
-        found += [*stored_only(profile, arm), *left_in_float(profile, arm)]
-    order = ("speed", "size", "accuracy")
-    return sorted(found, key=lambda cause: (order.index(cause.about), -abs(cause.effect)))
+        spent += [*by_kernels(profile, arm), *outside(profile), *by_group(profile), *added(profile)]
+        behind += [*by_rate(profile), *by_cpu(profile, arm), *by_bound(profile, arm, baseline), *stored_only(profile, arm)]
+    parts = spent, behind, [*by_size(arm), *left_in_float(arm)], [*by_accuracy(arm, errors)]
+    return [cause for part in parts for cause in sorted(part, key=lambda cause: -abs(cause.effect))]
 
 
 # time by operator
@@ -79,6 +71,11 @@ def products(operators: Iterable[OperatorTime]) -> list[OperatorTime]:
     return [operator for operator in operators if kinds.is_product(operator.kind)]
 
 
+def in_products(profile: Profile) -> float:
+    """Seconds by which products differ: what facts about their kernels are sorted by."""
+    return total(products(profile.own)) - total(products(profile.float32))
+
+
 def kernels(operators: Sequence[OperatorTime], most: int = 2) -> str:
     """ "33 CONV_2D (float32 x int8) of LiteRT's built-in kernels", those that take most time first."""
     spent, counts = Counter(), Counter((operator.kind, operator.library) for operator in operators)
@@ -96,8 +93,8 @@ def by_group(profile: Profile) -> Iterator[Cause]:
         if group in kinds.CARRYING or abs(change) < SMALL * total(profile.float32):
             continue
         other = kernels(now or before) + (f" instead of {kernels(before)}" if now and before and kernels(now) != kernels(before) else "")
-        title, sign = group[0].upper() + group[1:], "more" if change > 0 else "less"
-        yield Cause("speed", change, f"{title}: {ms(total(now))} instead of {ms(total(before))}, {ms(abs(change))} {sign}: {other}.")
+        spent = f"{ms(total(now))} instead of {ms(total(before))}, {ms(abs(change))} {'more' if change > 0 else 'less'}"
+        yield Cause("speed", change, f"{group[0].upper()}{group[1:]}: {spent}: {other}.")
 
 
 def added(profile: Profile) -> Iterator[Cause]:
@@ -130,7 +127,7 @@ def by_rate(profile: Profile) -> Iterator[Cause]:
         return
     own, float32, peak = (f"{rate / 1e9:.1f}" for rate in (profile.multiply_adds / now, profile.multiply_adds / before, profile.peak))
     said = f"Its products do {own} billion multiply-adds a second, those of float32 {float32}; NumPy's float32 product does {peak} on this machine."
-    yield Cause("speed", now - before, said)
+    yield Cause("speed", in_products(profile), said)
 
 
 def weight_bytes(arm: Arm) -> int:
@@ -162,28 +159,33 @@ def integer_weights(arm: Arm) -> list[TensorRow]:
 
 
 def by_kernels(profile: Profile, arm: Arm) -> Iterator[Cause]:
-    """Weights that could be multiplied as integers, where no kernel that ran does so."""
+    """Weights that could be multiplied as integers, where no kernel that ran does so, and what the runtime says of that."""
     wanted, every = integer_weights(arm), products(profile.own)
-    if wanted and every and not any(kinds.in_integers(o.kind) for o in every):
-        could = words.count(len(wanted), "weight")
-        yield Cause("speed", total(every), f"No kernel that ran multiplies integers, though {could} could be: {kernels(every)} take {ms(total(every))}.")
+    if not wanted or not every or any(kinds.in_integers(o.kind) for o in every):
+        return
+    told = [f"{name}: {value}" for name, value in profile.versions.items() if is_no(name, value, wanted)]
+    says = f"; the runtime says of {words.listed(told)}" if told else ""
+    could = words.count(len(wanted), "weight")
+    said = f"No kernel that ran multiplies integers, though {could} could be: {kernels(every)} take {ms(total(every))}{says}."
+    yield Cause("speed", total(profile.own) - total(profile.float32), said)
+
+
+def is_no(name: str, value: str, weights: Sequence[TensorRow]) -> bool:
+    """Whether a fact of the runtime says that this CPU lacks kernels which some of the weights would use."""
+    pattern = next((pattern for key, pattern in CONCERNS.items() if key in name), None)
+    return bool(pattern and SAYS_NO.search(value) and any(re.search(pattern, tensor.planned) for tensor in weights))
 
 
 def by_cpu(profile: Profile, arm: Arm) -> Iterator[Cause]:
     """Instructions that this CPU lacks, and what the runtime says that it does instead."""
-    planned = [tensor.planned for tensor in integer_weights(arm)]
+    weights = integer_weights(arm)
     spent = [o for o in products(profile.own) if kinds.in_integers(o.kind)]
     title, flags = INSTRUCTIONS.get(profile.machine, ("", ()))
-    if spent and title and any(re.search("static|dynamic", plan) for plan in planned) and not profile.flags.intersection(flags):
-        share = words.percent(total(spent) / total(profile.own), 0)
-        count = words.count(len(spent), "integer product")
-        yield Cause("speed", total(spent), f"This CPU has no {title}: {count} ({ms(total(spent))}, {share} of the whole) run without.")
-    for name, value in profile.versions.items():
-        pattern = next((pattern for key, pattern in CONCERNS.items() if key in name), None)
-        concerned = [plan for plan in planned if pattern and re.search(pattern, plan)]
-        if concerned and SAYS_NO.search(value):
-            count = words.count(len(concerned), "weight")
-            yield Cause("speed", total(products(profile.own)), f"The runtime says of {name}: {value}; that concerns {count} of this file.")
+    if spent and title and any(re.search("static|dynamic", tensor.planned) for tensor in weights) and not profile.flags.intersection(flags):
+        share, count = words.percent(total(spent) / total(profile.own), 0), words.count(len(spent), "integer product")
+        told = [f"{name}: {value}" for name, value in profile.versions.items() if is_no(name, value, weights)]
+        says = f"; the runtime says of {words.listed(told)}" if told else ""
+        yield Cause("speed", in_products(profile), f"This CPU has no {title}: {count} ({ms(total(spent))}, {share} of the whole) run without{says}.")
 
 
 def stored_only(profile: Profile, arm: Arm) -> Iterator[Cause]:
@@ -191,10 +193,10 @@ def stored_only(profile: Profile, arm: Arm) -> Iterator[Cause]:
     for reason, tensors in reasons(t for t in arm.tensors if t.placement in ("decoded", "simulated")).items():
         size = sum(4 * prod(t.shape) for t in tensors)
         said = f"{words.count(len(tensors), 'weight')} ({words.megabytes(size)} as float32) are computed with in float32: {reason}."
-        yield Cause("speed", total(products(profile.own)), said)
+        yield Cause("speed", in_products(profile), said)
 
 
-def left_in_float(profile: Profile, arm: Arm) -> Iterator[Cause]:
+def left_in_float(arm: Arm) -> Iterator[Cause]:
     """Weights that a step wanted and that stayed in float."""
     told = dict(note.split(" stayed in float: ", 1) for note in arm.notes if " stayed in float: " in note)
     for reason, names in grouped_notes(told).items():
@@ -237,7 +239,7 @@ def by_size(arm: Arm) -> Iterator[Cause]:
     parts = {"float32 tensors": size.float_bytes, "graph, names and metadata": size.graph, "scales": size.scales, "zero points": size.zero_points}
     rest = sum(parts.values())
     if rest >= SMALL * size.file_bytes:
-        named = [f"{name} {words.megabytes(part)}" for name, part in sorted(parts.items(), key=lambda item: -item[1]) if part >= SMALL * size.file_bytes]
+        named = [f"{name} {words.megabytes(part)}" for name, part in sorted(parts.items(), key=lambda item: -item[1]) if part]
         said = f"{words.percent(rest / size.file_bytes, 0)} of its {words.megabytes(size.file_bytes)} are not codes of weights: {words.listed(named)}."
         yield Cause("size", rest, said)
 

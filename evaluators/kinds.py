@@ -19,7 +19,7 @@ PRODUCTS = ("depthwise convolutions", "convolutions and matrix products", "atten
 """Libraries compute a convolution of one pixel as a matrix product, so the two are one group."""
 CARRYING = ("requantizing", "dequantizing", "quantizing", "layout and copies", "casts")
 """Groups whose operators do nothing but carry numbers from one form to another."""
-INTEGER = re.compile(r"\bQ[A-Z]+\d+\w*\b|Integer|QLinear|QGemm|NBits|Bnb4|int[48]|_int_mm|qlinear|qconv|gem[mv]_4bit", re.IGNORECASE)
+INTEGER = re.compile(r"\bQ[A-Z]+\d+\w*\b|Integer|QuantizeMatMul|QLinear|QGemm|NBits|Bnb4|int[48]|_int_mm|qlinear|qconv|gem[mv]_4bit", re.IGNORECASE)
 
 
 def group(kind: str) -> str:

@@ -22,7 +22,7 @@ from evaluators.timing import pin
 INPUTS = 8  # test samples that a profile cycles through
 COPIED = 1 << 26  # bytes, more than the caches of a core
 SIDE = 1024  # rows and columns of the matrices that are multiplied
-REPEATS = 8
+REPEATS = 24
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class OperatorTime:
 
     name: str  # what the runtime calls this one
     kind: str  # its kernel in the runtime's words: "QLinearConv", "Convolution (NHWC, QC8) IGEMM", "aten::addmm"
-    seconds: float  # of one run, without the operators that it calls
+    seconds: float  # of one run, without operators that are listed themselves
     library: str = ""  # whose kernel it is, where a runtime has kernels of several
 
 

@@ -31,7 +31,7 @@ def load(artifact: Artifact, threads: int) -> TorchSession:
 
 
 def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, threads: int) -> list[OperatorTime]:
-    """Inductor's kernels and the operators that it calls, each with the median of its own time over `runs` runs. Compiles the file once more."""
+    """Inductor's kernels and the operators that it calls, each with its median over `runs` runs. Compiles the file once more."""
     with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
         session = load(artifact, threads)
     return profiled(session, inputs, runs)

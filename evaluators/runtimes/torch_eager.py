@@ -47,7 +47,7 @@ def load(artifact: Artifact, threads: int) -> TorchSession:
 
 
 def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, threads: int) -> list[OperatorTime]:
-    """ATen's and oneDNN's operators, each with the median of its own time over `runs` runs."""
+    """Operators of the graph with all that they call, each with its median over `runs` runs."""
     return profiled(load(artifact, threads), inputs, runs)
 
 
@@ -56,16 +56,37 @@ def profiled(session: TorchSession, inputs: Sequence[Inputs], runs: int) -> list
     for number in range(runs + 1):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
             session.run(inputs[number % len(inputs)])
-        found.append([OperatorTime(event.name, kind(event), event.self_cpu_time_total / 1e6) for event in profile.events()])
+        found.append([OperatorTime(event.name, kind(event), event.cpu_time_total / 1e6) for event in profile.events() if is_outermost(event)])
     return medians(found[1:])  # the first starts the profiler
 
 
+def is_operator(event: Any) -> bool:
+    """Whether it is an operator or a compiled kernel, and not a region around them."""
+    return "::" in event.name or event.name.startswith("graph_")
+
+
+def is_outermost(event: Any) -> bool:
+    parent = event.cpu_parent
+    while parent is not None and not is_operator(parent):
+        parent = parent.cpu_parent
+    return is_operator(event) and parent is None
+
+
 def kind(event: Any) -> str:
-    """An operator's name; a compiled kernel's without its number."""
+    """An operator's name, a convolution's with the kernel that computes it; a compiled kernel's without its number."""
     name = re.sub(r"^graph_\d+_|_\d+$", "", event.name)
+    if "conv" not in name:
+        return name
     shapes = [shape for shape in event.input_shapes or () if len(shape) > 2]
-    depthwise = "conv" in name and len(shapes) > 1 and shapes[0][1] > 1 and shapes[1][1] == 1
-    return f"{name} (depthwise)" if depthwise else name
+    depthwise = len(shapes) > 1 and shapes[0][1] > 1 and shapes[1][1] == 1
+    inner = kernel(event).name
+    return f"{name}{f' by {inner}' if inner != event.name else ''}{' (depthwise)' if depthwise else ''}"
+
+
+def kernel(event: Any) -> Any:
+    """The convolution that a convolution calls in the end."""
+    called = [child for child in event.cpu_children if "conv" in child.name]
+    return kernel(max(called, key=lambda child: child.cpu_time_total)) if called else event
 
 
 def multiply_adds(artifact: Artifact, sample: Inputs) -> int:
