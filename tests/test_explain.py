@@ -258,7 +258,7 @@ def test_an_arm_of_a_study_is_explained(study):
     assert any(kinds.in_integers(o.kind) for o in found.own) and not any(kinds.in_integers(o.kind) for o in found.float32)
     assert found.multiply_adds == 256 * 512 + 512 * 10 and set(found.errors) == {"0.weight", "2.weight"}
     text = "\n".join([*(cell for _, _, rows in explanation.tables(found) for row in rows for cell in row), *explanation.lines(found)])
-    assert "DynamicQuantizeLinear" in text and "million multiply-adds" in text
+    assert "DynamicQuantizeMatMul" in text and "million multiply-adds" in text
     assert all(cause.said.endswith(".") and any(c.isdigit() for c in cause.said) for cause in found.why)
     with Store(study, create=False) as store:
         assert store.piece(store.links(found.arm)["operators"]).facts["machine"]["peak"] > 0
