@@ -82,7 +82,7 @@ def test_every_runtime_times_its_operators(runtime, opened, folder):
     counts = {group: sum(kinds.group(o.kind) == group for o in operators) for group in kinds.PRODUCTS}
     assert counts[PLAIN] >= 3 and counts["depthwise convolutions"] >= 1, operators
     assert not any(kinds.in_integers(o.kind) for o in operators)
-    assert 0.1 * whole < sum(o.seconds for o in operators) < 5 * whole  # the machine is shared, and a profiler costs time
+    assert whole / 20 < sum(o.seconds for o in operators) < 20 * whole  # finds a wrong unit; tests share the machine, and a profiler costs time
     if hasattr(known.load(runtime), "multiply_adds"):
         assert count.value == MULTIPLY_ADDS
     else:
