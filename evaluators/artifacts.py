@@ -3,14 +3,17 @@
 import time
 from functools import cache
 from hashlib import sha256
+from math import log10
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from compress.artifact import deflated_bytes
 from compress.backends import open_model
 from compress.errors import Refused
 from compress.network import Network
-from compress.pipeline import compress
+from compress.pipeline import Compressed, compress
 from compress.plan import Plan
 from compress.recipe import Recipe
 from compress.references import load_data, load_model, load_training
@@ -61,7 +64,19 @@ def export_recipe(
         "deflated_bytes": deflated_bytes(artifact.path),
         "planned": planned(small.plan),
         "framework": network.framework,
+        "errors": errors(small),
     }
+
+
+def errors(small: Compressed) -> dict[str, float]:
+    """Signal to rounding error of every encoded weight that has one, in dB: 10 log10(sum of squares / sum of squared differences)."""
+    weights, found = small.network.weights(), {}
+    for name, encoded in small.encoded.items():
+        value = weights[name].value
+        noise = float(np.square(value - encoded.decode(), dtype=np.float64).sum())
+        if noise:
+            found[name] = 10 * log10(float(np.square(value, dtype=np.float64).sum()) / noise)
+    return found
 
 
 def planned(plan: Plan) -> dict[str, str]:

@@ -10,7 +10,7 @@ from evaluators.worker import THREAD_VARIABLES
 FLAGS = (
     *("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_tile", "amx_int8", "amx_bf16"),
-    *("asimd", "asimdhp", "fphp", "asimddot", "i8mm", "bf16", "sve", "sve2", "sme"),
+    *("asimd", "asimdhp", "fphp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"),
 )
 PACKAGES = {
     "tensorflow": ("tensorflow", "keras", "ai-edge-litert", "litert-torch", "litert-quantizer"),

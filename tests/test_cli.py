@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", ["init", "compare", "report", "check", "compress", "plan", "inspect", "recipes", "targets", "doctor"])
+@pytest.mark.parametrize("name", ["init", "compare", "report", "check", "explain", "explain", "compress", "plan", "inspect", "recipes", "targets", "doctor"])
 def test_help_has_an_example(name):
     found = command(name, "--help")
     assert found.returncode == 0 and f"compresskit {name}" in found.stdout and "--json" in found.stdout

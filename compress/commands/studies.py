@@ -105,6 +105,35 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(help="A folder that `compare` wrote.")],
+    arm: Annotated[str, typer.Argument(help="An arm's name, or a part of it that no other arm has.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say why an arm is as fast, as large and as exact as it is: its operators timed beside float32's, and what its file holds.
+
+    Example: `compresskit explain report int8-dynamic/litert`
+    """
+    from dataclasses import asdict
+
+    from evaluators.explaining import explain as explained
+    from evaluators.report import explanation
+
+    with errors.status("reading the study") as status:
+        found = explained(folder, arm, status.update)
+    if as_json:
+        print_json(asdict(found))
+        return
+    console.print(escape(found.verdict), highlight=False)
+    for number, cause in enumerate(found.why, 1):
+        console.print(f"{number}. {escape(cause.said)}", highlight=False)
+    for title, columns, rows in explanation.tables(found):
+        print_rows(title, columns, rows)
+    for line in explanation.lines(found):
+        console.print(escape(line), highlight=False)
+
+
 def show_report(results, folder: Path, as_json: bool) -> None:
     from evaluators.report import rows, write_reports
     from evaluators.report.terminal import print_table

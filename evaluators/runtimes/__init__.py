@@ -40,7 +40,12 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """A module with these names, and `load_on(artifact, threads, device)` where the runtime can compute on a device too."""
+    """A module with these names, and with others where the runtime can compute on a device, or tell what its operators do:
+
+    load_on(artifact, threads, device)                a Session on a GPU
+    operator_times(artifact, inputs, runs, threads)   a list of OperatorTime, medians over `runs` runs, in the runtime's own words
+    multiply_adds(artifact, sample)                   of one run of a float32 file; Refused where its operators do not say
+    """
 
     EXPORTER: str  # the exporter whose files it loads
     SUFFIX: str

@@ -4,7 +4,12 @@ Through the extension module that `executorch.runtime` wraps: the wrapper import
 would spend.
 """
 
+import re
+from collections.abc import Sequence
 from importlib.metadata import version
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch  # the extension is linked to its libraries
@@ -12,16 +17,18 @@ from executorch.extension.pybindings import _C as extension
 
 from compress.artifact import Artifact
 from compress.network import Inputs
+from evaluators.operators import OperatorTime
 
 EXPORTER = "executorch"
 SUFFIX = ".pte"
+PORTABLE = "native_call_"  # what ETDump puts before the name of an operator that no delegate took
 
 
 class ExecutorchSession:
     """A .pte file with its method loaded: XNNPACK's weights are packed and its memory is planned."""
 
-    def __init__(self, artifact: Artifact):
-        self.program = extension._load_program(str(artifact.path))
+    def __init__(self, artifact: Artifact, traced: bool = False):
+        self.program = extension._load_program(str(artifact.path), enable_etdump=traced)
         self.method = self.program.load_method("forward")
         self.inputs = [(spec.name, np.dtype(spec.dtype)) for spec in artifact.contents.inputs]
 
@@ -30,11 +37,31 @@ class ExecutorchSession:
         return [output.numpy() for output in self.method(given)]
 
 
-def load(artifact: Artifact, threads: int) -> ExecutorchSession:
+def load(artifact: Artifact, threads: int, traced: bool = False) -> ExecutorchSession:
     """A session on the process's one pool of threads, which is made anew where it has another size."""
     if extension._threadpool_get_thread_count() != threads:
         extension._unsafe_reset_threadpool(threads)
-    return ExecutorchSession(artifact)
+    return ExecutorchSession(artifact, traced)
+
+
+def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, threads: int) -> list[OperatorTime]:
+    """XNNPACK's kernels and ExecuTorch's own, each with its median over `runs` runs, from an ETDump."""
+    from executorch.devtools import Inspector
+    from executorch.devtools.inspector import TimeScale
+
+    session = load(artifact, threads, traced=True)
+    for number in range(runs + 1):
+        session.run(inputs[number % len(inputs)])
+    with TemporaryDirectory() as folder:
+        session.program.write_etdump_result_to_file(f"{folder}/trace.etdp")
+        blocks = Inspector(etdump_path=f"{folder}/trace.etdp", target_time_scale=TimeScale.S).event_blocks
+    return [read(event) for block in blocks if block.name == "Execute" for event in block.events if event.is_delegated_op or PORTABLE in event.name]
+
+
+def read(event: Any) -> OperatorTime:
+    """Kernels inside a delegate are numbered by kind, as in `Transpose (ND, X32) #2`."""
+    library = "XNNPACK" if event.is_delegated_op else "ExecuTorch's portable kernels"
+    return OperatorTime(event.name, re.sub(r" #\d+$", "", event.name.removeprefix(PORTABLE)), median(event.perf_data.raw[1:]), library)
 
 
 def versions() -> dict[str, str]:

@@ -1,16 +1,26 @@
 """LiteRT's interpreter on the CPU, with XNNPACK."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from compress.artifact import Artifact
+from compress.errors import Refused
 from compress.network import Inputs
+from evaluators.operators import OperatorTime
 
 EXPORTER = "litert"
 SUFFIX = ".tflite"
+PRODUCTS = {  # multiply-adds from the shapes of the first two inputs and of the output
+    "CONV_2D": lambda x, weight, out: prod(out) * prod(weight[1:]),
+    "DEPTHWISE_CONV_2D": lambda x, weight, out: prod(out) * prod(weight[1:3]),
+    "FULLY_CONNECTED": lambda x, weight, out: prod(out) * weight[-1],
+    "BATCH_MATMUL": lambda x, weight, out: prod(out) * prod(x) // prod(out[:-1]),
+}
+UNCOUNTED = ("CONV_3D", "TRANSPOSE_CONV", "WHILE", "IF", "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM", "SVDF", "RNN")
 
 
 class LitertSession:
@@ -52,6 +62,31 @@ def decoded(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
 
 def load(artifact: Artifact, threads: int) -> LitertSession:
     return LitertSession(artifact, threads)
+
+
+def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, threads: int) -> list[OperatorTime]:
+    from evaluators.runtimes import litert_profiler  # which imports this module
+
+    return litert_profiler.operator_times(artifact, inputs, runs, threads)
+
+
+def graph(artifact: Artifact) -> list[tuple[str, list[tuple[tuple[int, ...], str]], list[tuple[int, ...]]]]:
+    """Every operator of the file's first graph, as written there: name, shape and dtype of each input, shape of each output."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(str(artifact.path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+    tensors = {d["index"]: (tuple(d["shape"].tolist()), np.dtype(d["dtype"]).name) for d in interpreter.get_tensor_details()}
+    operators = interpreter._get_ops_details()
+    return [(o["op_name"], [tensors.get(i, ((), "")) for i in o["inputs"]], [tensors[i][0] for i in o["outputs"]]) for o in operators]
+
+
+def multiply_adds(artifact: Artifact, sample: Inputs) -> int:
+    """Of one run, from the shapes in the file."""
+    operators = graph(artifact)
+    strange = sorted({name for name, _, _ in operators} & set(UNCOUNTED))
+    if strange:
+        raise Refused(f"multiply-adds are not counted in {', '.join(strange)}")
+    return sum(PRODUCTS[name](inputs[0][0], inputs[1][0], outputs[0]) for name, inputs, outputs in operators if name in PRODUCTS)
 
 
 def versions() -> dict[str, str]:

@@ -1,15 +1,28 @@
 """ONNX Runtime's CPU provider."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from compress.artifact import Artifact
-from compress.network import InputSpec
+from compress.errors import Refused
+from compress.network import Inputs, InputSpec
+from evaluators.operators import OperatorTime, Timed, medians, own_times
 
 EXPORTER = "onnx"
 SUFFIX = ".onnx"
 
+PRODUCTS = {  # multiply-adds from the shapes of the first two inputs and of the output
+    "Conv": lambda x, weight, out: prod(out) * prod(weight[1:]),
+    "MatMul": lambda x, weight, out: prod(out) * x[-1],
+    "Gemm": lambda x, weight, out: prod(out) * prod(x) // out[0],
+}
+UNCOUNTED = ("ConvTranspose", "LSTM", "GRU", "RNN", "Attention", "MultiHeadAttention", "Einsum", "Loop", "If", "Scan")
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
 
 
@@ -22,27 +35,31 @@ class OrtSession:
 
 
 def load(artifact: Artifact, threads: int) -> OrtSession:
-    """A session with `threads` threads inside a node and nodes one after the other.
+    """A session with `threads` threads inside a node and nodes one after the other."""
+    return opened(artifact, options(threads))
 
-    Idle threads sleep instead of spinning: a spinning thread would make the next run start sooner than a lone request does, and takes
+
+def options(threads: int) -> Any:
+    """Idle threads sleep instead of spinning: a spinning thread would make the next run start sooner than a lone request does, and takes
     a core from whatever runs beside it.
     """
     import onnxruntime as ort
 
-    return OrtSession(ort.InferenceSession(str(artifact.path), options(threads), providers=["CPUExecutionProvider"]), artifact.contents.inputs)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.x64quantprecision", "1")  # signed weights become unsigned where their products would saturate
+    return options
 
 
-def options(threads: int):
+def opened(artifact: Artifact, options: Any) -> OrtSession:
     import onnxruntime as ort
 
-    chosen = ort.SessionOptions()
-    chosen.intra_op_num_threads, chosen.inter_op_num_threads = threads, 1
-    chosen.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    chosen.log_severity_level = 3
-    chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    chosen.add_session_config_entry("session.x64quantprecision", "1")  # signed weights become unsigned where their products would saturate
-    return chosen
+    session = ort.InferenceSession(str(artifact.path), options, providers=["CPUExecutionProvider"])
+    return OrtSession(session, artifact.contents.inputs)
 
 
 def load_on(artifact: Artifact, threads: int, device: str):
@@ -50,6 +67,52 @@ def load_on(artifact: Artifact, threads: int, device: str):
     from evaluators.runtimes import ort_on_cuda
 
     return ort_on_cuda.load(artifact, options(threads), device)
+
+
+def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, threads: int) -> list[OperatorTime]:
+    """Nodes of the graph that ONNX Runtime made of the file, each with its median over `runs` runs."""
+    with TemporaryDirectory() as folder:
+        profiled = options(threads)
+        profiled.enable_profiling, profiled.profile_file_prefix = True, f"{folder}/profile"
+        session = opened(artifact, profiled)
+        for number in range(runs + 1):
+            session.run(inputs[number % len(inputs)])
+        events = json.loads(Path(session.session.end_profiling()).read_text())
+    nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    whole = [(event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == "model_run"]
+    found = [[timed(node) for node in nodes if start <= node["ts"] < end] for start, end in whole]
+    return medians([own_times(run, 1e-6) for run in found[1:]])
+
+
+def timed(node: Mapping[str, Any]) -> Timed:
+    kind, shapes = node["args"]["op_name"], [shape for typed in node["args"]["input_type_shape"] for shape in typed.values()]
+    if "Conv" in kind and is_depthwise(shapes):
+        kind += " (depthwise)"
+    return Timed(OperatorTime(node["name"].removesuffix("_kernel_time"), kind, 0.0), node["ts"], node["dur"])
+
+
+def is_depthwise(shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether each output channel reads one of several input channels, by the shapes of a convolution's inputs."""
+    weights = [shape for shape in shapes[1:] if len(shape) > 2]
+    return bool(weights) and len(shapes[0]) > 2 and shapes[0][1] > 1 and weights[0][1] == 1
+
+
+def multiply_adds(artifact: Artifact, sample: Inputs) -> int:
+    """Of one run, from the shapes that follow from those of the inputs."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(onnx.load(artifact.path)).graph
+    strange = sorted({node.op_type for node in graph.node} & set(UNCOUNTED))
+    if strange:
+        raise Refused(f"multiply-adds are not counted in {', '.join(strange)}")
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    products = [node for node in graph.node if node.op_type in PRODUCTS]
+    unknown = [node.name for node in products if not all(prod(shapes.get(name, (0,))) for name in (*node.input[:2], node.output[0]))]
+    if unknown:
+        raise Refused(f"the shapes of {', '.join(unknown)} do not follow from those of the inputs")
+    return sum(PRODUCTS[node.op_type](shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]) for node in products)
 
 
 def versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """torch.export programs compiled by Inductor."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,10 @@ import torch
 
 from compress.artifact import Artifact
 from compress.errors import CompressError
-from evaluators.runtimes.torch_eager import TorchSession, open_program, prepare, static_products_are_exact, zeros
+from compress.network import Inputs
+from evaluators.operators import OperatorTime
+from evaluators.runtimes.torch_eager import TorchSession, open_program, prepare, profiled, static_products_are_exact, zeros
+from evaluators.runtimes.torch_eager import multiply_adds as multiply_adds
 from evaluators.runtimes.torch_eager import versions as eager_versions
 from evaluators.runtimes.torch_loading import BITSANDBYTES, has_fused_4bit
 
@@ -40,6 +44,13 @@ def load_on(artifact: Artifact, threads: int, device: str) -> Any:
     session = torch_on_cuda.load(artifact, device, lambda module: torch.compile(module, fullgraph=True, dynamic=False))
     session.run({spec.name: np.zeros(spec.shape, spec.dtype) for spec in artifact.contents.inputs})
     return session
+
+
+def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, threads: int) -> list[OperatorTime]:
+    """Inductor's kernels and the operators that it calls, each with its median over `runs` runs. Compiles the file once more."""
+    with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):
+        session = load(artifact, threads)
+    return profiled(session, inputs, runs)
 
 
 def compiler() -> str:

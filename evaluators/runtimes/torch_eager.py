@@ -1,16 +1,20 @@
 """torch.export programs run by eager kernels."""
 
 import json
+import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import flop_counter
 
 from compress.artifact import Artifact
 from compress.errors import CompressError
 from compress.network import Inputs
+from evaluators.operators import OperatorTime, medians
 from evaluators.runtimes.torch_loading import BITSANDBYTES, compute_at_load, expand_4bit, has_fused_4bit, import_bitsandbytes, pack_4bit
 
 EXPORTER = "torch"
@@ -49,6 +53,57 @@ def load_on(artifact: Artifact, threads: int, device: str) -> Any:
 
     torch.set_num_threads(threads)
     return torch_on_cuda.load(artifact, device)
+
+
+def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, threads: int) -> list[OperatorTime]:
+    """Operators of the graph with all that they call, each with its median over `runs` runs."""
+    return profiled(load(artifact, threads), inputs, runs)
+
+
+def profiled(session: TorchSession, inputs: Sequence[Inputs], runs: int) -> list[OperatorTime]:
+    found = []
+    for number in range(runs + 1):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+            session.run(inputs[number % len(inputs)])
+        found.append([OperatorTime(event.name, kind(event), event.cpu_time_total / 1e6) for event in profile.events() if is_outermost(event)])
+    return medians(found[1:])  # the first starts the profiler
+
+
+def is_operator(event: Any) -> bool:
+    """Whether it is an operator or a compiled kernel, and not a region around them."""
+    return "::" in event.name or event.name.startswith("graph_")
+
+
+def is_outermost(event: Any) -> bool:
+    parent = event.cpu_parent
+    while parent is not None and not is_operator(parent):
+        parent = parent.cpu_parent
+    return is_operator(event) and parent is None
+
+
+def kind(event: Any) -> str:
+    """An operator's name, a convolution's with the kernel that computes it; a compiled kernel's without its number."""
+    name = re.sub(r"^graph_\d+_|_\d+$", "", event.name)
+    if "conv" not in name:
+        return name
+    shapes = [shape for shape in event.input_shapes or () if len(shape) > 2]
+    depthwise = len(shapes) > 1 and shapes[0][1] > 1 and shapes[1][1] == 1
+    inner = kernel(event).name
+    return f"{name}{f' by {inner}' if inner != event.name else ''}{' (depthwise)' if depthwise else ''}"
+
+
+def kernel(event: Any) -> Any:
+    """The convolution that a convolution calls in the end."""
+    called = [child for child in event.cpu_children if "conv" in child.name]
+    return kernel(max(called, key=lambda child: child.cpu_time_total)) if called else event
+
+
+def multiply_adds(artifact: Artifact, sample: Inputs) -> int:
+    """Of one run, as torch counts them from the shapes of its operators."""
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping={aten._scaled_dot_product_flash_attention_for_cpu: flop_counter.sdpa_flop})
+    with counter:
+        load(artifact, 1).run(sample)
+    return counter.get_total_flops() // 2
 
 
 def open_program(artifact: Artifact) -> torch.export.ExportedProgram:
