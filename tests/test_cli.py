@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,8 @@ def test_ctrl_c_says_that_nothing_is_lost(folder):
     (folder / "slow.py").write_text(MODEL + "\ndef slow():\n    import time\n    time.sleep(60)\n")
     (folder / "slow.yaml").write_text("name: s\nmodels: {m: 'slow.py:slow'}\ntest: 'slow.py:data'\nrecipes: [float32]\nruntimes: [onnxruntime]\n")
     words = [sys.executable, "-m", "compress", "compare", "slow.yaml", "--out", "slow"]
-    started = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in the background inherits that it is ignored
+    started = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     assert any("exporting" in line for line in started.stderr)
     started.send_signal(signal.SIGINT)
     assert "the same command goes on" in started.communicate(timeout=60)[1] and started.returncode == 130
