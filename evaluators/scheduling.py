@@ -99,9 +99,11 @@ class Run:
 
     @contextmanager
     def worker(self, start: Callable[[], Worker] | None = None):
-        """A process that Ctrl-C ends too."""
+        """A process that Ctrl-C ends too, also where it comes while the process starts."""
         with start() if start else Worker(self.study.threads) as worker:
             with self.guard:
+                if self.stopping.is_set():
+                    raise Stopped
                 self.workers.add(worker)
             try:
                 yield worker
