@@ -147,3 +147,8 @@ def warm_up(seconds: float) -> dict[str, Any]:
 def block(runs: int) -> np.ndarray:
     """int64 nanoseconds: of every run, or one for all of them where the program tells no more."""
     return HELD.program.block(runs)
+
+
+def energy() -> dict[str, Any]:
+    """Nothing: no program here reads a phone's energy."""
+    return {}

@@ -42,7 +42,7 @@ class Target(Protocol):
     """What runs there is named `module:function`, so only `start` knows where that is."""
 
     ARGUMENT: str
-    timing: str  # the module whose `load`, `warm_up` and `block` time an arm there
+    timing: str  # the module whose `load`, `warm_up`, `block` and `energy` measure an arm there
 
     @property
     def title(self) -> str:
