@@ -21,6 +21,7 @@ EXPORTER = "torch"
 SUFFIX = ".pt2"
 aten = torch.ops.aten
 FUSED, EXPANDED = "in bfloat16", "no AVX512-BF16: weights are expanded to float32 at each run, by a table of a byte's two levels"
+NO_KERNEL = "computed in float32: without AVX512-VNNI PyTorch has a plain loop, many times slower, or products that saturate"
 IN_FLOAT = "computed in float32: the CPU's own saturate (no VNNI), or there is no oneDNN"
 
 
@@ -118,7 +119,7 @@ def open_program(artifact: Artifact) -> torch.export.ExportedProgram:
 
 def prepare(module: torch.fx.GraphModule, artifact: Artifact) -> None:
     """What the file leaves to the machine that runs it: how 4-bit codes are packed, whether int8 products are exact, and what is expanded."""
-    if "aten._int_mm" in artifact.contents.operators and not dynamic_products_are_exact():
+    if "aten._int_mm" in artifact.contents.operators and not has_dynamic_kernel():
         multiply_in_float(module)
     if BITSANDBYTES in artifact.contents.operators:
         (pack_4bit if has_fused_4bit() else expand_4bit)(module)
@@ -134,6 +135,14 @@ def refuse_pickles(path: Path) -> None:
         sizes = [archive.getinfo(name).file_size for name in names if "/data/sample_inputs/" in name]
     if any(entry["use_pickle"] for config in configs for entry in config.values()) or any(sizes):
         raise CompressError(f"{path.name} holds pickled objects, which can run any code when loaded; export the model again with compresskit")
+
+
+def has_dynamic_kernel() -> bool:
+    """Whether `_int_mm` is worth calling on this CPU. On x86 PyTorch gives it oneDNN's kernel only where there is AVX512-VNNI (pytorch/pytorch#136942),
+    and a plain loop elsewhere, 8 to 35 times slower than the float product.
+    """
+    cpu = torch.cpu.get_capabilities()
+    return bool(cpu["architecture"] != "x86_64" or cpu["avx512_vnni"]) and dynamic_products_are_exact()
 
 
 def dynamic_products_are_exact() -> bool:
@@ -153,7 +162,7 @@ def static_products_are_exact() -> bool:
 
 
 def multiply_in_float(module: torch.fx.GraphModule) -> None:
-    """Integer products in float32 instead, where int8 kernels saturate: right, and no faster than float."""
+    """Integer products in float32 instead, where int8 kernels saturate or are missing: no faster than float, and exact up to sums of 2^24, rounded beyond."""
     for node in module.graph.find_nodes(op="call_function", target=aten._int_mm.default):
         with module.graph.inserting_before(node):
             floats = [module.graph.call_function(aten.to.dtype, (argument, torch.float32)) for argument in node.args]
@@ -196,7 +205,7 @@ def versions() -> dict[str, str]:
         "torchao": importlib.metadata.version("torchao"),
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
         "static int8 products": "oneDNN" if static_products_are_exact() else IN_FLOAT,
-        "dynamic int8 products": "native" if dynamic_products_are_exact() else IN_FLOAT,
+        "dynamic int8 products": "native" if has_dynamic_kernel() else NO_KERNEL,
         "bitsandbytes' 4-bit products": "in bfloat16"
         if torch.cpu.get_capabilities().get("avx512_bf16")
         else "no AVX512-BF16: expanded to float32 at each run, by a table",
