@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("altair", reason="the report needs altair, vl-convert, jinja2 and rich")
 from results_fixture import results
+from tiny_study import STUDY, written
 
 import evaluators
 from compress.errors import InputError
@@ -208,48 +209,13 @@ def test_an_arm_is_named_by_a_part_that_no_other_has():
         named(results(), "int9")
 
 
-MODEL = """
-import torch
-from torch import nn
-
-def load():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 10)).eval()
-"""
-DATA = """
-import numpy as np
-
-def part(seed, count):
-    x = np.random.default_rng(seed).standard_normal((count, 256)).astype(np.float32)
-    return {"input": x}, (x[:, :10]).argmax(1)
-
-def calibration():
-    return part(1, 16)
-
-def test(limit):
-    return part(2, limit)
-"""
-STUDY = """
-name: small
-models: {mlp: "model.py:load"}
-calibration: "data.py:calibration"
-test: "data.py:test"
-samples: 40
-recipes: [float32, int8-dynamic, int16x8]
-runtimes: [onnxruntime]
-latency: {blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
-"""
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
     for package in ("torch", "onnxruntime", "onnxscript"):
         pytest.importorskip(package)
-    folder = tmp_path_factory.mktemp("explained")
-    for name, text in (("model.py", MODEL), ("data.py", DATA), ("study.yaml", STUDY)):
-        (folder / name).write_text(text)
-    evaluators.compare(folder / "study.yaml", folder / "out")
-    return folder / "out"
+    path = written(tmp_path_factory.mktemp("explained"), STUDY.replace("int8-weight-only", "int8-dynamic"), width=256)
+    evaluators.compare(path, path.parent / "out")
+    return path.parent / "out"
 
 
 def test_an_arm_of_a_study_is_explained(study):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_study
 import yaml
 
 import evaluators
@@ -28,38 +29,7 @@ from evaluators.targets.ssh import FOUND, Ssh
 pytest.importorskip("asyncssh", reason="boards over ssh need asyncssh: pip install 'compresskit[ssh]'")
 from sshd import sshd  # noqa: E402
 
-MODEL = """
-import torch
-from torch import nn
-
-def load():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).eval()
-"""
-DATA = """
-import numpy as np
-
-def part(seed, count):
-    x = np.random.default_rng(seed).standard_normal((count, 64)).astype(np.float32)
-    return {"input": x}, (x[:, :10]).argmax(1)
-
-def calibration():
-    return part(1, 16)
-
-def test(limit):
-    return part(2, limit)
-"""
-STUDY = """
-name: tiny
-models: {mlp: "model.py:load"}
-calibration: "data.py:calibration"
-test: "data.py:test"
-samples: 40
-recipes: [float32, int8-weight-only]
-runtimes: [onnxruntime]
-targets: [cpu, board, doomed]
-latency: {blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
-"""
+STUDY = tiny_study.STUDY.replace(", int16x8]", "]") + "targets: [cpu, board, doomed]\n"
 
 
 @pytest.fixture(scope="module")
@@ -229,9 +199,8 @@ def study(board, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     with sshd(tmp_path_factory.mktemp("doomed")) as other:
         targets = yaml.safe_dump({"board": board.settings, "doomed": other.settings})
-        for name, text in (("model.py", MODEL), ("data.py", DATA), ("study.yaml", STUDY), ("targets.yaml", targets)):
-            (folder / name).write_text(text)
-        return folder, evaluators.compare(folder / "study.yaml", folder / "out", progress=Unplugging(other))
+        (folder / "targets.yaml").write_text(targets)
+        return folder, evaluators.compare(tiny_study.written(folder, STUDY), folder / "out", progress=Unplugging(other))
 
 
 def arrays(folder: Path, arm: str, kind: str) -> dict[str, np.ndarray]:

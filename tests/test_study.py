@@ -12,54 +12,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from tiny_study import STUDY, written
 
 import evaluators
 from compress.errors import CompressError, InputError, RecipeError
 from evaluators.progress import TextProgress
 from evaluators.study import Study, matrix
-
-MODEL = """
-import os, signal, torch
-from torch import nn
-
-def load():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).eval()
-
-def crashing():
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-def broken():
-    raise RuntimeError("the weights are gone")
-
-def poisoned():
-    model = load()
-    model[0].weight.data[3, 4] = float("nan")
-    return model
-"""
-DATA = """
-import numpy as np
-
-def part(seed, count):
-    x = np.random.default_rng(seed).standard_normal((count, 64)).astype(np.float32)
-    return {"input": x}, (x[:, :10]).argmax(1)
-
-def calibration():
-    return part(1, 16)
-
-def test(limit):
-    return part(2, limit)
-"""
-STUDY = """
-name: tiny
-models: {mlp: "model.py:load"}
-calibration: "data.py:calibration"
-test: "data.py:test"
-samples: 40
-recipes: [float32, int8-weight-only, int16x8]
-runtimes: [onnxruntime]
-latency: {blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +25,7 @@ def folder(tmp_path_factory):
     pytest.importorskip("torch")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    folder = tmp_path_factory.mktemp("study")
-    for name, text in (("model.py", MODEL), ("data.py", DATA), ("study.yaml", STUDY)):
-        (folder / name).write_text(text)
-    return folder
+    return written(tmp_path_factory.mktemp("study")).parent
 
 
 def compare(path: Path, out: Path):
@@ -255,8 +210,7 @@ def parse(folder: Path, text: str):
     ],
 )
 def test_a_study_that_cannot_mean_anything_names_the_field(tmp_path, old, new, words):
-    (tmp_path / "model.py").write_text(MODEL)
-    (tmp_path / "data.py").write_text(DATA)
+    written(tmp_path)
     assert STUDY.count(old)
     with pytest.raises(CompressError, match=words.replace("(", "\\(")) as caught:
         parse(tmp_path, STUDY.replace(old, new, 1))
@@ -271,8 +225,7 @@ def test_a_study_that_is_not_there_is_named(tmp_path):
 
 
 def test_the_matrix_is_models_by_runtimes_by_targets_by_recipes(tmp_path):
-    (tmp_path / "model.py").write_text(MODEL)
-    (tmp_path / "data.py").write_text(DATA)
+    written(tmp_path)
     study = parse(tmp_path, STUDY.replace("[onnxruntime]", "[tflite, litert-converter]"))
     assert [arm.id for arm in matrix(study)] == [
         f"mlp/{recipe}/{label}/cpu" for label in ("litert", "litert-converter") for recipe in ("float32", "int8-weight-only", "int16x8")
@@ -280,7 +233,6 @@ def test_the_matrix_is_models_by_runtimes_by_targets_by_recipes(tmp_path):
 
 
 def test_models_may_bring_their_own_data(tmp_path):
-    (tmp_path / "model.py").write_text(MODEL)
-    (tmp_path / "data.py").write_text(DATA)
+    written(tmp_path)
     study = parse(tmp_path, STUDY.replace('"model.py:load"', '{open: "model.py:load", test: "data.py:part"}'))
     assert study.data("mlp") == ("data.py:calibration", "data.py:part")
