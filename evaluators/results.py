@@ -132,6 +132,28 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """How far a layer's numbers are from float32's, in dB of signal to quantization noise; None where it was not measured."""
+
+    name: str
+    weight_db: float | None  # its weight, as the file's consumer decodes it
+    output_db: float | None  # its output, with everything before it compressed too
+    alone_db: float | None  # the model's output, with this layer alone compressed
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """Operators of one kind in one library, in this arm and in float32's."""
+
+    kind: str
+    library: str
+    count: int
+    ms: float
+    float32_count: int
+    float32_ms: float
+
+
+@dataclass(frozen=True)
 class Arm:
     """A model, recipe, exporter, runtime and target with its result, or its failure and cause."""
 
@@ -158,6 +180,9 @@ class Arm:
     sha256: str = ""
     tensors: tuple[TensorRow, ...] = ()
     operators: dict[str, int] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()  # in the order of computation, where `explain` has measured them
+    operator_times: tuple[OperatorRow, ...] = ()  # the longest first, where `explain` has measured them
+    causes: tuple[str, ...] = ()  # why it is as fast, as large and as exact as it is
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)  # own time: export, latency, memory, accuracy
 
