@@ -10,6 +10,7 @@ BENCHMARKS = {
     "efficientnet": "benchmarks.efficientnet_static_int8",
     "minilm": "benchmarks.minilm_to_litert",
     "study": "benchmarks.study_overhead",
+    "verdicts": "benchmarks.verdicts",
     "codebook": "benchmarks.codebook",
     "encoding": "benchmarks.encoding",
     "channels": "benchmarks.channels",
