@@ -17,8 +17,8 @@ from evaluators.metrics.outputs import agreement, stacked
 from evaluators.results import Instructions
 from evaluators.runtimes import RUNTIMES, Runtime
 
-STEADY = 1e-4  # relative difference of two runs, both of the first sample, that ends the counting
-MOST_RUNS = 5
+STEADY = 1e-5  # relative difference of two runs, both of the first sample, that ends the counting
+MOST_RUNS = 10
 KERNELS = {"mmla": ("SMMLA", 32), "dot": ("SDOT", 16), "int_mla": ("SMLAL", 8), "fmla": ("FMLA", 4)}
 """What multiplies and adds: the name of a class, and multiply-adds of one instruction of 128 bits (8-bit integers, 32-bit floats)."""
 PROTOCOL = {
@@ -45,7 +45,9 @@ def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data
 
 
 def steady(run: Callable[[], Any]) -> np.ndarray:
-    """int64 [2, classes]: instructions of the first two runs in a row whose totals agree. Early runs of small models still find memory and symbols."""
+    """int64 [2, classes]: instructions of the first two runs in a row whose totals agree. Early runs find memory and symbols, and the
+    interpreter, which is not counted, calls libc, which is, when it specialises its code.
+    """
     counts = [counted(run), counted(run)]
     while abs(counts[-1][0] - counts[-2][0]) > STEADY * counts[-1][0] and len(counts) < MOST_RUNS:
         counts.append(counted(run))
