@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +11,11 @@ import numpy as np
 
 from evaluators import estimating, statistics
 from evaluators.dataset import labels
-from evaluators.metrics import METRICS, accuracy, emulated, gpu, latency, memory, outputs, size
+from evaluators.metrics import METRICS, accuracy, latency, memory, size
 from evaluators.results import Arm, Results
 from evaluators.store import Piece, Store
 
 STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
-
-
-ON_GPU = {
-    "GPU": "On a GPU one time runs from an idle device, with its L2 cache flushed (zeros written to twice its size) and the sample in its memory, to the last "
-    "kernel, by CUDA events; clocks are as the driver sets them. float32 products are without TF32. Memory is the peak of PyTorch's allocator while "
-    f"{gpu.RUNS} samples run; for other runtimes it is the process's by NVML less what CUDA itself takes. Energy is the whole card's, by NVML's counter, "
-    "while inferences follow each other without a pause.",
-}
-COUNTED = {
-    "Instructions": "On an emulated core one fresh process per arm and one thread under qemu. It runs the first test samples, as many as its accuracy says, "
-    "and keeps every output, which is compared with that of the same file on this machine's CPU. Then inferences of the first sample are counted until two "
-    f"in a row agree within {emulated.STEADY:g}; their mean is shown. The Python interpreter's own instructions are left out; its libraries', "
-    "that is the runtime's, are in. Counts say nothing of caches and memory, and there are no milliseconds: the emulator's time is not a device's. Memory "
-    "is the peak of the process less the emulator's own and what importing the runtime took.",
-}
-
-ON_PHONE = {
-    "Phone over adb": "This machine drives the phone; the clock is that of the program over there. Blocks, their order, the A/A arm and all statistics are "
-    "those of every latency, but each block is a process of its own on the phone, on cores that the environment names, after a rest and a warm-up. "
-    "benchmark_model gives one time for a block, its median of that many runs on inputs that it makes, so there are no percentiles of its arms; the runner "
-    "of ExecuTorch gives every time, on the same inputs as here. What ran while the phone was throttled (a thermal status above none, or a core whose limit "
-    "is below its maximum, before or after a run) has failed and is not shown.",
-}
-
-
-ESTIMATED = {
-    "Estimates": "Milliseconds of emulated arms are an estimate: instructions by class and bytes of the file, each at the cost that explains best what a real "
-    "device took for other arms (least squared relative error, no cost negative). The error is the root mean square for models that were left out of the fit.",
-}
 
 
 def load_results(folder: str | os.PathLike) -> Results:
@@ -57,7 +29,7 @@ def load_results(folder: str | os.PathLike) -> Results:
             created=store.fact("created", ""),
             command=store.fact("command", ""),
             environment=store.fact("environment", {}) | runtime_facts(store, arms),
-            protocol=(protocol(settings, threads(store)) if settings else {}) | elsewhere(store, arms),
+            protocol=(protocol(settings, threads(store)) if settings else {}) | told(store, arms),
             arms=adjusted(arms),
             wall_seconds=store.fact("wall_seconds", 0.0),
         )
@@ -72,12 +44,12 @@ def runtime_facts(store: Store, arms: list[Arm]) -> dict[str, str]:
     return found
 
 
-def elsewhere(store: Store, arms: list[Arm]) -> dict[str, str]:
-    """How it was measured on GPUs, emulated cores and phones, where arms were, and how estimates came about."""
+def told(store: Store, arms: list[Arm]) -> dict[str, str]:
+    """How the metrics that arms have were measured, where a metric has words of its own, and how estimates came about."""
     pieces = {kind for arm in store.arms().values() for kind in arm["pieces"]}
-    told = {"gpu": ON_GPU, "emulated": COUNTED, "android": ON_PHONE}
-    found = {title: text for kind, texts in told.items() if kind in pieces for title, text in texts.items()}
-    return found | (ESTIMATED if any(arm.estimated for arm in arms) else {})
+    parts = [getattr(METRICS.load(kind), "PROTOCOL", {}) for kind in METRICS if kind in pieces]
+    parts += [estimating.PROTOCOL] if any(arm.estimated for arm in arms) else []
+    return {title: text for part in parts for title, text in part.items()}
 
 
 class Reader:
@@ -115,7 +87,7 @@ class Reader:
             "exporter": planned["exporter"] or (runtime.facts["exporter"] if runtime else ""),
         }
         found = Arm(name, **names, **column, **self.status(name), seconds=self.seconds(name))
-        return replace(found, **self.file_rows(name, export), **self.measurements(name, runtime)) if export else found
+        return replace(found, **self.file_rows(name, export), **self.measurements(name)) if export else found
 
     def status(self, name: str) -> dict[str, str]:
         pieces = [self.piece(name, stage) for stage in STAGES]
@@ -138,14 +110,13 @@ class Reader:
         answers = self.answers(name)
         notes = (*artifact["notes"], *(accuracy.note(answers.arrays["answers"]) if answers else ()))
         there = self.done(name, "gpu")
-        told = there.facts if there else {"notes": (), "computed": {}}
         return {
             "size": size.derive(export.facts, float32.facts["artifact"]["ledger"]["file_bytes"] if float32 else None),
             "artifact": f"artifacts/{artifact['path']}",
             "sha256": artifact["sha256"],
-            "tensors": size.tensor_rows(export.facts, told["computed"]),
+            "tensors": size.tensor_rows(export.facts, there.facts["computed"] if there else {}),
             "operators": artifact["contents"]["operators"],
-            "notes": (*notes, *told["notes"], *self.phone_notes(name), *self.latency_notes(name)),
+            "notes": (*notes, *self.metric_notes(name), *self.latency_notes(name)),
         }
 
     def answers(self, name: str | None) -> Piece | None:
@@ -153,9 +124,9 @@ class Reader:
         pieces = (self.done(name, kind) for kind in ("accuracy", "emulated", "android"))
         return next((piece for piece in pieces if piece and "answers" in piece.arrays), None)
 
-    def phone_notes(self, name: str) -> tuple[str, ...]:
-        phone = self.done(name, "android")
-        return tuple(phone.facts["notes"]) if phone else ()
+    def metric_notes(self, name: str) -> tuple[str, ...]:
+        pieces = (self.done(name, kind) for kind in METRICS)
+        return tuple(note for piece in pieces if piece for note in piece.facts.get("notes", ()))
 
     def labels(self, name: str) -> np.ndarray:
         """int32 [samples]: what its answers are compared with."""
@@ -165,27 +136,18 @@ class Reader:
         timed = self.done(name, "latency")
         return () if timed is None or timed.facts["steady"] else ("its time was not steady within 2% when the warm-up reached its limit of 10 s",)
 
-    def measurements(self, name: str, runtime: Piece) -> dict[str, Any]:
+    def measurements(self, name: str) -> dict[str, Any]:
         baseline = self.baselines.get(self.group(self.planned[name]))
-        used, timed, emulation, home, there = (self.done(name, kind) for kind in ("memory", "latency", "emulated", "outputs", "gpu"))
-        away = emulation or self.done(name, "android")
+        timed, fitted = self.done(name, "latency"), self.fitted.get(self.planned[name]["target"])
         answers = self.answers(name)
         found: dict[str, Any] = {}
-        if used:
-            found["memory"] = memory.derive(used.facts, runtime.facts)
-        if away and "peak_bytes" in away.facts:
-            found["memory"] = memory.derive(away.facts, away.facts)
-        if there:
-            found["gpu"] = gpu.derive(there.facts, timed.facts if timed else {})
-            found["memory"] = gpu.memory(found["gpu"])
-        if emulation:
-            before = self.done(baseline, "emulated")
-            found["instructions"] = emulated.derive(emulation.arrays["counts"], before.arrays["counts"] if before else None)
-            fitted, export = self.fitted.get(self.planned[name]["target"]), self.done(name, "export")
-            if fitted:
-                found["estimated"] = estimating.estimate(fitted, found["instructions"], export.facts["artifact"]["ledger"]["file_bytes"])
-        if away and home and "output_0" in away.arrays:
-            found["agreement"] = outputs.derive(away.arrays, home.arrays)
+        for kind in METRICS:
+            rows = self.done(name, kind) and getattr(METRICS.load(kind), "rows", None)
+            if rows:
+                found |= rows(partial(self.done, name), partial(self.done, baseline))
+        if fitted and "instructions" in found:
+            ledger = self.done(name, "export").facts["artifact"]["ledger"]
+            found["estimated"] = estimating.estimate(fitted, found["instructions"], ledger["file_bytes"])
         if answers:
             float32 = self.answers(baseline) if baseline != name else None
             found["accuracy"] = accuracy.derive(answers.arrays["answers"], float32.arrays["answers"] if float32 else None, self.labels(name))

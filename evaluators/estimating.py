@@ -20,6 +20,10 @@ from evaluators.targets import Target, open_target
 PARTS = ("dot", "mmla", "int_mla", "fmla", "ldst", "branch", "other", "bytes", "call")
 """What an inference is made of: instructions by class, the bytes of the file, which it has to read, and being called from Python, which is not counted."""
 FOLDER = "calibrations"
+PROTOCOL = {
+    "Estimates": "Milliseconds of emulated arms are an estimate: instructions by class and bytes of the file, each at the cost that explains best what a real "
+    "device took for other arms (least squared relative error, no cost negative). The error is the root mean square for models that were left out of the fit.",
+}
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ THREAD_VARIABLES = (
     "TORCHINDUCTOR_COMPILE_THREADS",
 )
 
+FIXED = {
+    "PYTHONHASHSEED": "0",
+    "ORT_DISABLE_TELEMETRY": "1",  # of ONNX Runtime's wheels since 1.32: a thread from their import on, which allocates and uploads while others are measured
+}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -71,7 +76,7 @@ class Worker:
         self.launch = launch or here()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  close() closes it
         self.pipe, theirs = Pipe()
-        fixed = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONHASHSEED": "0"}
+        fixed = dict.fromkeys(THREAD_VARIABLES, str(threads)) | FIXED
         given = theirs.fileno(), os.getpid(), list(self.launch.cores), *self.launch.serve
         self.process = subprocess.Popen(
             [*self.launch.python, "-P", "-c", f"from evaluators.worker import main; main{given}"],

@@ -254,6 +254,12 @@ def test_a_worker_has_its_threads_fixed_before_anything_is_imported(worker):
     assert [worker.call("os:getenv", name, limit=60).value for name in THREAD_VARIABLES] == ["1"] * len(THREAD_VARIABLES)
 
 
+def test_no_thread_of_onnxruntime_works_beside_what_is_measured(worker):
+    pytest.importorskip("onnxruntime")
+    assert worker.call("onnxruntime:get_device", limit=60).value == "CPU"
+    assert len(worker.call("os:listdir", "/proc/self/task", limit=60).value) == 1
+
+
 def test_pinning_holds_for_every_thread(worker):
     cores = worker.call("evaluators.timing:pin", 1, limit=60).value
     assert cores == [max(os.sched_getaffinity(0))]

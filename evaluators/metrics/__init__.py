@@ -3,6 +3,9 @@
 size and the facts of a file need no run of their own; latency is measured in groups, alone on the machine; accuracy and memory arm by arm.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from compress.registry import Entry, Registry
 
 METRICS = Registry(
@@ -17,7 +20,11 @@ METRICS = Registry(
     },
 )
 """Metrics that take one arm at a time; a target says which of them are measured there. A module has
-`measure(artifact, folder, runtime, threads, data, samples)`, which returns (facts, arrays) from inside a measuring process."""
+`measure(artifact, folder, runtime, threads, data, samples)`, which returns (facts, arrays) from inside a measuring process; `notes` among the facts
+become the arm's. It may have `rows(done, before)`, the fields of evaluators.results.Arm that follow, and `PROTOCOL`, how it was measured, by title."""
+
+Done = Callable[[str], Any]
+"""The finished piece of an arm by its kind, as evaluators.store has it, or None. `before` is that of the float32 arm of the same group."""
 
 AT_HOME = ("outputs",)
 """Metrics that are measured on this machine's CPU for whichever target asks for them."""

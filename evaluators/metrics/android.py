@@ -19,14 +19,22 @@ from evaluators.android.device import FOLDER
 from evaluators.android.phone import PHONE, Phone
 from evaluators.artifact_facts import from_facts
 from evaluators.dataset import stored_samples
+from evaluators.metrics import Done, memory
 from evaluators.metrics.accuracy import answers, scores
 from evaluators.metrics.latency import INPUTS
-from evaluators.metrics.outputs import stacked
+from evaluators.metrics.outputs import agreement, stacked
 from evaluators.targets.adb import Adb
 
 RUNS = 50  # of benchmark_model where its numbers are shown as it gives them
 ESTIMATE_RUNS = 10  # that say how long a block has to be
 BLOCK_WARMUP_SECONDS = 0.1  # each block is a process of its own on the phone
+PROTOCOL = {
+    "Phone over adb": "This machine drives the phone; the clock is that of the program over there. Blocks, their order, the A/A arm and all statistics are "
+    "those of every latency, but each block is a process of its own on the phone, on cores that the environment names, after a rest and a warm-up. "
+    "benchmark_model gives one time for a block, its median of that many runs on inputs that it makes, so there are no percentiles of its arms; the runner "
+    "of ExecuTorch gives every time, on the same inputs as here. What ran while the phone was throttled (a thermal status above none, or a core whose limit "
+    "is below its maximum, before or after a run) has failed and is not shown.",
+}
 
 Measured = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -113,6 +121,12 @@ class ExecuTorch:
 
 
 PROGRAMS = {"litert": LiteRT, "executorch": ExecuTorch}
+
+
+def rows(done: Done, before: Done) -> dict[str, Any]:
+    found = done("android")
+    told = {"memory": memory.derive(found.facts, found.facts)} if "peak_bytes" in found.facts else {}
+    return told | agreement(found, done("outputs"))
 
 
 @dataclass

@@ -11,15 +11,23 @@ import numpy as np
 from evaluators.artifact_facts import from_facts
 from evaluators.dataset import stored_samples
 from evaluators.emulation.guest import CLASSES, counted, peak_bytes
+from evaluators.metrics import Done, memory
 from evaluators.metrics.accuracy import answers, scores
-from evaluators.metrics.outputs import stacked
+from evaluators.metrics.outputs import agreement, stacked
 from evaluators.results import Instructions
 from evaluators.runtimes import RUNTIMES, Runtime
 
-STEADY = 1e-4  # relative difference of two runs, both of the first sample, that ends the counting
-MOST_RUNS = 5
+STEADY = 1e-5  # relative difference of two runs, both of the first sample, that ends the counting
+MOST_RUNS = 10
 KERNELS = {"mmla": ("SMMLA", 32), "dot": ("SDOT", 16), "int_mla": ("SMLAL", 8), "fmla": ("FMLA", 4)}
 """What multiplies and adds: the name of a class, and multiply-adds of one instruction of 128 bits (8-bit integers, 32-bit floats)."""
+PROTOCOL = {
+    "Instructions": "On an emulated core one fresh process per arm and one thread under qemu. It runs the first test samples, as many as its accuracy says, "
+    "and keeps every output, which is compared with that of the same file on this machine's CPU. Then inferences of the first sample are counted until two "
+    f"in a row agree within {STEADY:g}; their mean is shown. The Python interpreter's own instructions are left out; its libraries', "
+    "that is the runtime's, are in. Counts say nothing of caches and memory, and there are no milliseconds: the emulator's time is not a device's. Memory "
+    "is the peak of the process less the emulator's own and what importing the runtime took.",
+}
 
 
 def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data: str, samples: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -37,7 +45,9 @@ def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data
 
 
 def steady(run: Callable[[], Any]) -> np.ndarray:
-    """int64 [2, classes]: instructions of the first two runs in a row whose totals agree. Early runs of small models still find memory and symbols."""
+    """int64 [2, classes]: instructions of the first two runs in a row whose totals agree. Early runs find memory and symbols, and the
+    interpreter, which is not counted, calls libc, which is, when it specialises its code.
+    """
     counts = [counted(run), counted(run)]
     while abs(counts[-1][0] - counts[-2][0]) > STEADY * counts[-1][0] and len(counts) < MOST_RUNS:
         counts.append(counted(run))
@@ -47,6 +57,12 @@ def steady(run: Callable[[], Any]) -> np.ndarray:
 def guest_module(runtime: str) -> Runtime:
     """What loads a runtime's files there: ExecuTorch's Python needs torch, whose aarch64 wheel is made for CUDA."""
     return import_module("evaluators.runtimes.executorch_native") if runtime == "executorch" else RUNTIMES.load(runtime)
+
+
+def rows(done: Done, before: Done) -> dict[str, Any]:
+    found, float32 = done("emulated"), before("emulated")
+    instructions = derive(found.arrays["counts"], float32.arrays["counts"] if float32 else None)
+    return {"memory": memory.derive(found.facts, found.facts), "instructions": instructions} | agreement(found, done("outputs"))
 
 
 def derive(counts: np.ndarray, float32: np.ndarray | None) -> Instructions:

@@ -6,16 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.dataset import stored_samples
+from evaluators.metrics import Done
 from evaluators.metrics.session import load
 from evaluators.results import Gpu, Memory
 
 RUNS = 5
+PROTOCOL = {
+    "GPU": "On a GPU one time runs from an idle device, with its L2 cache flushed (zeros written to twice its size) and the sample in its memory, to the last "
+    "kernel, by CUDA events; clocks are as the driver sets them. float32 products are without TF32. Memory is the peak of PyTorch's allocator while "
+    f"{RUNS} samples run; for other runtimes it is the process's by NVML less what CUDA itself takes. Energy is the whole card's, by NVML's counter, "
+    "while inferences follow each other without a pause.",
+}
 
 
 def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data: str, samples: int) -> tuple[dict[str, Any], dict]:
     artifact, session = load(facts, folder, runtime, threads)
     inputs = list(islice(stored_samples(Path(data), artifact.contents.inputs), min(RUNS, samples)))
     return {"memory": session.memory(inputs), "notes": list(session.notes), "computed": session.computed}, {}
+
+
+def rows(done: Done, before: Done) -> dict[str, Any]:
+    timed = done("latency")
+    found = derive(done("gpu").facts, timed.facts if timed else {})
+    return {"gpu": found, "memory": memory(found)}
 
 
 def derive(facts: Mapping[str, Any], timed: Mapping[str, Any]) -> Gpu:

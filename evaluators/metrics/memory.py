@@ -4,6 +4,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from evaluators.metrics import Done
 from evaluators.results import Memory
 from evaluators.runtimes import RUNTIMES
 
@@ -37,6 +38,10 @@ def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data
     for sample in islice(stored_samples(Path(data), artifact.contents.inputs), min(RUNS, samples)):
         session.run(sample)
     return {"baseline_bytes": before, "peak_bytes": peak_bytes()}, {}
+
+
+def rows(done: Done, before: Done) -> dict[str, Any]:
+    return {"memory": derive(done("memory").facts, done("runtime").facts)}
 
 
 def derive(facts: dict[str, Any], runtime_facts: dict[str, Any]) -> Memory:

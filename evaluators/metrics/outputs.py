@@ -21,6 +21,11 @@ def stacked(rows: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
     return {f"output_{index}": np.stack(parts) for index, parts in enumerate(zip(*rows, strict=True))}
 
 
+def agreement(away: Any, home: Any) -> dict[str, Agreement]:
+    """How far the outputs of a piece measured elsewhere are from this machine's; {} where either has none."""
+    return {"agreement": derive(away.arrays, home.arrays)} if home and "output_0" in away.arrays else {}
+
+
 def derive(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> Agreement:
     """How far outputs are from those of this machine; an element that is NaN in both agrees."""
     pairs = [(found[name], wanted[name]) for name in wanted]

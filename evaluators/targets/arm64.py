@@ -7,7 +7,7 @@ from pydantic import Field
 
 from compress.errors import Refused, Unreachable
 from evaluators.emulation import setup
-from evaluators.emulation.launch import launch
+from evaluators.emulation.launch import ALLOCATOR, launch
 from evaluators.emulation.profiles import PROFILES
 from evaluators.environment import cores, versions
 from evaluators.targets import Listed, Settings
@@ -31,7 +31,7 @@ class Arm64(Settings):
         return f"{PROFILES[self.profile].title} (emulated)"
 
     def identity(self) -> Any:
-        return setup.recipe(), self.profile, self.samples
+        return setup.recipe(), ALLOCATOR, self.profile, self.samples
 
     def sample_count(self, wanted: int) -> int:
         return min(wanted, self.samples)
