@@ -152,7 +152,11 @@ class Reader:
     def answers(self, name: str | None) -> Piece | None:
         """What holds an arm's answers to the test samples."""
         pieces = (self.done(name, kind) for kind in SCORED) if name else ()
-        return next((piece for piece in pieces if piece and any(kept in piece.arrays for kept in self.task(name).ANSWERS)), None)
+        return next((piece for piece in pieces if piece and self.counted(name, piece)), None)
+
+    def counted(self, name: str, piece: Piece) -> int:
+        """How many answers a piece of an arm holds."""
+        return next((len(array) for kept, array in piece.arrays.items() if kept.startswith(self.task(name).ANSWERS)), 0)
 
     def task(self, name: str) -> Task:
         return open_task(self.planned[name]["task"])
@@ -163,8 +167,8 @@ class Reader:
 
     def labels(self, name: str) -> np.ndarray | None:
         """[samples, ...]: what its answers are compared with."""
-        found, arrays = labels(self.store.folder / "data" / self.links[name]["data"]), self.answers(name).arrays
-        return None if found is None else found[: len(arrays[self.task(name).ANSWERS[0]])]
+        found = labels(self.store.folder / "data" / self.links[name]["data"])
+        return None if found is None else found[: self.counted(name, self.answers(name))]
 
     def latency_notes(self, name: str) -> tuple[str, ...]:
         timed = self.done(name, "latency")

@@ -115,7 +115,7 @@ def smallest_difference(differences: np.ndarray, weights: np.ndarray, power: flo
         return None
     spread = (weights * (differences - np.average(differences, weights=weights)) / weights.mean()).std(ddof=1)
     critical = stats.t.isf(alpha / 2, count - 1)
-    shift = optimize.brentq(lambda nc: stats.nct.sf(critical, count - 1, nc) + stats.nct.cdf(-critical, count - 1, nc) - power, 0, 20 + critical)
+    shift = optimize.brentq(lambda nc: stats.nct.sf(critical, count - 1, nc) - power, 0, 5 * critical)
     return float(shift * spread / np.sqrt(count))
 
 
