@@ -11,9 +11,10 @@ import numpy as np
 
 from evaluators import estimating, statistics
 from evaluators.dataset import labels
-from evaluators.metrics import METRICS, accuracy, latency, memory, size
+from evaluators.metrics import METRICS, SCORED, accuracy, latency, memory, size
 from evaluators.results import Arm, Results
 from evaluators.store import Piece, Store
+from evaluators.tasks import Task, open_task
 
 STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
 
@@ -108,7 +109,7 @@ class Reader:
         artifact = export.facts["artifact"]
         float32 = self.done(self.baselines.get(self.group(self.planned[name])), "export")
         answers = self.answers(name)
-        notes = (*artifact["notes"], *(accuracy.note(answers.arrays["answers"]) if answers else ()))
+        notes = (*artifact["notes"], *(self.task(name).notes(answers.arrays, self.labels(name)) if answers else ()))
         there = self.done(name, "gpu")
         return {
             "size": size.derive(export.facts, float32.facts["artifact"]["ledger"]["file_bytes"] if float32 else None),
@@ -121,16 +122,24 @@ class Reader:
 
     def answers(self, name: str | None) -> Piece | None:
         """What holds an arm's answers to the test samples."""
-        pieces = (self.done(name, kind) for kind in ("accuracy", "emulated", "android"))
-        return next((piece for piece in pieces if piece and "answers" in piece.arrays), None)
+        pieces = (self.done(name, kind) for kind in SCORED) if name else ()
+        return next((piece for piece in pieces if piece and self.counted(name, piece)), None)
+
+    def counted(self, name: str, piece: Piece) -> int:
+        """How many answers a piece of an arm holds."""
+        return next((len(array) for kept, array in piece.arrays.items() if kept.startswith(self.task(name).ANSWERS)), 0)
+
+    def task(self, name: str) -> Task:
+        return open_task(self.planned[name]["task"])
 
     def metric_notes(self, name: str) -> tuple[str, ...]:
         pieces = (self.done(name, kind) for kind in METRICS)
         return tuple(note for piece in pieces if piece for note in piece.facts.get("notes", ()))
 
-    def labels(self, name: str) -> np.ndarray:
-        """int32 [samples]: what its answers are compared with."""
-        return labels(self.store.folder / "data" / self.links[name]["data"])[: len(self.answers(name).arrays["answers"])]
+    def labels(self, name: str) -> np.ndarray | None:
+        """[samples, ...]: what its answers are compared with."""
+        found = labels(self.store.folder / "data" / self.links[name]["data"])
+        return None if found is None else found[: self.counted(name, self.answers(name))]
 
     def latency_notes(self, name: str) -> tuple[str, ...]:
         timed = self.done(name, "latency")
@@ -149,8 +158,10 @@ class Reader:
             ledger = self.done(name, "export").facts["artifact"]["ledger"]
             found["estimated"] = estimating.estimate(fitted, found["instructions"], ledger["file_bytes"])
         if answers:
-            float32 = self.answers(baseline) if baseline != name else None
-            found["accuracy"] = accuracy.derive(answers.arrays["answers"], float32.arrays["answers"] if float32 else None, self.labels(name))
+            float32 = self.answers(baseline)
+            given = self.task(name), answers.arrays, float32.arrays if float32 else None, self.labels(name), baseline == name
+            found["accuracy"], *found["beside"] = accuracy.derive(*given) or [None]
+            found["beside"] = tuple(found["beside"])
         if timed:
             pair = self.store.piece(timed.facts["pair"])
             found["latency"] = latency.derive(timed.facts, timed.arrays["blocks"], pair and pair.arrays, baseline == name, self.planned[name]["threads"])
@@ -158,11 +169,11 @@ class Reader:
 
 
 def adjusted(arms: list[Arm]) -> tuple[Arm, ...]:
-    """The arms with McNemar's p adjusted over all recipes that are compared with the same float32 arm (Holm)."""
+    """The arms with the p of their scores adjusted over all recipes that are compared with the same float32 arm (Holm)."""
     families: dict[tuple, dict[str, float]] = {}
     for arm in arms:
-        if arm.accuracy and arm.accuracy.mcnemar_p is not None:
-            families.setdefault((arm.model, arm.exporter, arm.runtime, arm.target), {})[arm.id] = arm.accuracy.mcnemar_p
+        if arm.accuracy and arm.accuracy.p is not None:
+            families.setdefault((arm.model, arm.exporter, arm.runtime, arm.target), {})[arm.id] = arm.accuracy.p
     together = {name: p for family in families.values() for name, p in statistics.holm(family).items()}
     return tuple(replace(arm, accuracy=replace(arm.accuracy, holm_p=together[arm.id])) if arm.id in together else arm for arm in arms)
 

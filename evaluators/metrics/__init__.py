@@ -26,5 +26,8 @@ become the arm's. It may have `rows(done, before)`, the fields of evaluators.res
 Done = Callable[[str], Any]
 """The finished piece of an arm by its kind, as evaluators.store has it, or None. `before` is that of the float32 arm of the same group."""
 
+SCORED = ("accuracy", "emulated", "android")
+"""Metrics that keep what the study's task scores."""
+
 AT_HOME = ("outputs",)
 """Metrics that are measured on this machine's CPU for whichever target asks for them."""
