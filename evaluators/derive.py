@@ -10,11 +10,14 @@ import numpy as np
 
 from evaluators import estimating, statistics
 from evaluators.dataset import labels
+from evaluators.explained import rows as explained
 from evaluators.metrics import METRICS, accuracy, emulated, gpu, latency, memory, outputs, size
+from evaluators.report.reading import baseline_of, is_baseline
 from evaluators.results import Arm, Results
 from evaluators.store import Piece, Store
 
 STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
+EVIDENCE = ("operators", "layers", "alone")
 
 
 ON_GPU = {
@@ -95,7 +98,16 @@ class Reader:
         return arm["model"], arm["label"], arm["target"]
 
     def arms(self) -> list[Arm]:
-        return [self.arm(name) for name in self.planned]
+        found = [self.arm(name) for name in self.planned]
+        return [replace(arm, **self.explained(arm, baseline_of(arm, found))) for arm in found]
+
+    def explained(self, arm: Arm, baseline: Arm | None) -> dict[str, Any]:
+        """What is known of why the arm is as it is."""
+        if arm.status != "done" or baseline is None or is_baseline(arm):
+            return {}
+        pieces = {kind: self.done(arm.id, kind) for kind in ("export", *EVIDENCE)}
+        facts = {kind: piece.facts if piece else None for kind, piece in pieces.items()}
+        return explained(arm, baseline, facts, self.done(arm.id, "runtime").facts["versions"])
 
     def piece(self, name: str | None, kind: str) -> Piece | None:
         key = self.links.get(name, {}).get(kind) if name else None
