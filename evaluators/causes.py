@@ -61,7 +61,7 @@ def causes(
     if profile is not None:
         spent += [*by_kernels(profile, arm), *outside(profile), *by_group(profile), *added(profile)]
         behind += [*by_rate(profile), *by_cpu(profile, arm), *by_bound(profile, arm, baseline), *stored_only(profile, arm)]
-    size = [*by_plan(arm, predicted), *by_size(arm), *left_in_float(arm)]
+    size = [*by_plan(arm, predicted), *still_float(arm), *by_size(arm), *left_in_float(arm)]
     parts = spent, behind, size, [*by_accuracy(arm, errors), *by_layer(layers), *by_one_layer(layers)]
     return [cause for part in parts for cause in sorted(part, key=lambda cause: -abs(cause.effect))]
 
@@ -215,6 +215,19 @@ def stored_only(profile: Profile, arm: Arm) -> Iterator[Cause]:
         size = sum(4 * prod(t.shape) for t in tensors)
         said = f"{words.count(len(tensors), 'weight')} ({words.megabytes(size)} as float32) are computed with in float32: {reason}."
         yield Cause("speed", in_products(profile), said)
+
+
+def still_float(arm: Arm) -> Iterator[Cause]:
+    """Planned weights that the file holds in float32, and how many of its operators round anything."""
+    planned = [tensor for tensor in arm.tensors if tensor.planned]
+    floats = [tensor for tensor in planned if tensor.placement == "float"]
+    if not floats:
+        return
+    size = sum(tensor.size_bytes for tensor in floats)
+    rounding = sum(count for name, count in arm.operators.items() if kinds.group(name) in ("quantizing", "dequantizing"))
+    share = f"{len(floats)} of the {words.count(len(planned), 'weight')} that the plan compresses are float32 in the file"
+    said = f"{share}, {words.megabytes(size)}; {rounding or 'none'} of its {sum(arm.operators.values())} operators quantize or dequantize."
+    yield Cause("size", size, said)
 
 
 def left_in_float(arm: Arm) -> Iterator[Cause]:
