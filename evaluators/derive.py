@@ -11,7 +11,9 @@ import numpy as np
 from evaluators import estimating, statistics
 from evaluators.dataset import labels
 from evaluators.explained import rows as explained
+from evaluators.layers import SAMPLES
 from evaluators.metrics import METRICS, accuracy, emulated, gpu, latency, memory, outputs, size
+from evaluators.profiling import ROUNDS, SECONDS
 from evaluators.report.reading import baseline_of, is_baseline
 from evaluators.results import Arm, Results
 from evaluators.store import Piece, Store
@@ -80,7 +82,17 @@ def elsewhere(store: Store, arms: list[Arm]) -> dict[str, str]:
     pieces = {kind for arm in store.arms().values() for kind in arm["pieces"]}
     told = {"gpu": ON_GPU, "emulated": COUNTED, "android": ON_PHONE}
     found = {title: text for kind, texts in told.items() if kind in pieces for title, text in texts.items()}
+    told = {"Operators": any(arm.operator_times for arm in arms), "Layers": any(arm.layers for arm in arms)}
+    found |= {title: EXPLAINED[title] for title, there in told.items() if there}
     return found | (ESTIMATED if any(arm.estimated for arm in arms) else {})
+
+
+EXPLAINED = {
+    "Operators": "The arm and float32 run side by side in processes of their own with their runtime's profiler, on the study's test samples and threads, in "
+    f"{ROUNDS} interleaved rounds of about {SECONDS:g} s; an operator's time is the median. A profiler costs time, so the sums are not the latency.",
+    "Layers": f"Outputs of both files for the first {SAMPLES} test samples, layer by layer: 10 log10 of the sum of float32's squares over that "
+    "of the differences.",
+}
 
 
 class Reader:

@@ -80,7 +80,7 @@ def show_layers(artifact: Artifact, weights: Mapping[str, str], threads: int) ->
     model = flatbuffer_utils.read_model(str(artifact.path))
     first = model.subgraphs[0]
     constants = {index for index, tensor in enumerate(first.tensors) if model.buffers[tensor.buffer].data is not None}
-    own = {str(index): weights[name] for index, tensor in enumerate(first.tensors) if (name := tensor.name.decode()) in weights}
+    own = {str(index): weights[name] for index, tensor in enumerate(first.tensors) if (name := (tensor.name or b"").decode()) in weights}
     operators = [Operator(str(o.opcodeIndex), numbers(o.inputs), numbers(o.outputs)) for o in first.operators]
     found = {layer: int(index) for layer, index in layer_outputs(operators, map(str, constants), own).items()}
     first.outputs = [*first.outputs, *(index for index in dict.fromkeys(found.values()) if index not in first.outputs)]
