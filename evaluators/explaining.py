@@ -13,6 +13,7 @@ from evaluators.derive import load_results
 from evaluators.explained import same_shapes, unexpected
 from evaluators.operators import OperatorTime, from_json
 from evaluators.profiling import Unmeasured
+from evaluators.report import words
 from evaluators.report.reading import baseline_of, is_baseline
 from evaluators.report.verdicts import verdict
 from evaluators.results import Arm, Layer, Results
@@ -78,18 +79,17 @@ def explanation(arm: Arm, baseline: Arm, found: dict[str, Any], missing: dict[st
         times |= {"multiply_adds": facts["multiply_adds"]["count"] if same else None}
         times |= {"uncounted": facts["multiply_adds"]["uncounted"] if same else "the arm's weights have other shapes than float32's"}
     for kind, what in (("layers", "unseen"), ("alone", "left")):
-        if found.get(kind, {}).get(what):
-            missing[kind] = f"{UNDONE[kind]}: {', '.join(found[kind][what])}"
-    failed = found.get("alone", {}).get("failed", {})
-    missing |= {f"{layer} alone": cause for layer, cause in failed.items()}
+        if names := found.get(kind, {}).get(what):
+            missing[kind] = UNDONE[kind].format(layers=words.count(len(names), "layer"), first=names[0])
+    missing |= {f"{layer} alone": cause for layer, cause in found.get("alone", {}).get("failed", {}).items()}
     way = found.get("alone", {}).get("way", "")
     return Explanation(arm.id, baseline.id, verdict(arm), arm.causes, **times, layers=arm.layers, alone=way, unmeasured=missing)
 
 
 COMPILED = ("torch-compiled",)
 UNDONE = {
-    "layers": "layers whose output is not to be seen in both files",
-    "alone": "layers that no time was left for (the same command goes on with them, --seconds gives more)",
+    "layers": "the output of {layers} is not to be seen in both files, as that of {first}",
+    "alone": "no time was left for {layers}, the next is {first}; the same command goes on with them, --seconds gives it more",
 }
 
 

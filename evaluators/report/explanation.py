@@ -84,11 +84,12 @@ def lines(found: Explanation) -> Iterator[str]:
     if found.alone:
         yield ALONE[found.alone]
     for what, why in found.unmeasured.items():
-        yield f"{what} not measured: {why}."
+        yield f"{MISSING.get(what, what)}: not measured: {why}."
     if found.own:
         yield from time_lines(found)
 
 
+MISSING = {"operators": "Times by operator", "layers": "Errors by layer", "alone": "One layer alone"}
 ALONE = {
     "network": "One layer alone: the framework's network in float32 with that layer's weight as its format gives it back.",
     "file": "One layer alone: a file in which that layer alone has its format and activations, run by the same runtime.",
