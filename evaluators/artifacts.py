@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.artifact import deflated_bytes
+from compress.artifact import Artifact, deflated_bytes
 from compress.backends import open_model
 from compress.errors import Refused
 from compress.network import Network
@@ -24,6 +24,7 @@ from evaluators.worker import resolve, tell
 EXPORT = "exporters:export"
 TRAINED = "trained"
 TELL_SECONDS = 3.0
+STRANGERS = 3  # constants that are named
 
 
 @cache
@@ -63,9 +64,21 @@ def export_recipe(
         "artifact": to_facts(artifact, name),
         "deflated_bytes": deflated_bytes(artifact.path),
         "planned": planned(small.plan),
+        "layers": [decision.name for decision in small.plan.decisions if decision.steps],
+        "predicted": predicted(small, artifact, export),
         "framework": network.framework,
         "errors": errors(small),
     }
+
+
+def predicted(small: Compressed, artifact: Artifact, export: str) -> dict[str, Any]:
+    """Bytes that the plan expects of the file, its graph left out, and the largest constants of the file that the plan does not know."""
+    package, plan = export.partition(":")[0], small.plan
+    placed = resolve(f"{package}:placements")(plan, artifact.exporter, small.network.framework, small.recipe.allow_float)
+    expected = resolve(f"{package}:predicted_bytes")(plan, artifact.exporter, placed) or plan.size_bytes
+    known = {decision.name for decision in plan.decisions}
+    strangers = sorted(((t.name, t.size_bytes) for t in artifact.tensors if t.name not in known), key=lambda pair: -pair[1])
+    return {"bytes": expected, "strangers": strangers[:STRANGERS]}
 
 
 def errors(small: Compressed) -> dict[str, float]:

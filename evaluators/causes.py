@@ -1,18 +1,20 @@
 """Why an arm is as fast, as large and as exact as it is: sentences, each from something that was measured or read from the file."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
+from statistics import median
+from typing import Any, Literal
 
 from evaluators import kinds
 from evaluators.operators import OperatorTime
 from evaluators.report import words
-from evaluators.results import Arm, Size, TensorRow
+from evaluators.results import BREAKS_DB, Arm, Layer, Size, TensorRow, first_break
 
 SMALL = 0.03  # of float32's time or of the file's bytes: what is less is not named
+BEYOND_PLAN = 1.03  # of the plan's bytes: what takes more is larger than expected
+SENSITIVE, STANDS_OUT = 3, 6.0  # layers that are named, and how many dB below the middle one they lie: noise of twice the amplitude
 OUTSIDE = {"LiteRT's built-in kernels": "XNNPACK", "ExecuTorch's portable kernels": "XNNPACK"}  # and who did not take what they compute
 SAYS_NO = re.compile(r"^no |computed in float")  # in what a runtime says of its kernels on this CPU
 CONCERNS = {"static int8": "static", "dynamic int8": "dynamic", "4-bit": "nf4|fp4", "int8 kernels": "static|dynamic"}
@@ -42,13 +44,25 @@ class Profile:
     versions: Mapping[str, str] = field(default_factory=dict)  # what the runtime says of itself
 
 
-def causes(arm: Arm, baseline: Arm, profile: Profile | None, errors: Mapping[str, float]) -> list[Cause]:
-    """All that are known: where time went and what stands behind that, then size, then accuracy, in each the largest first."""
+def causes(
+    arm: Arm,
+    baseline: Arm,
+    profile: Profile | None,
+    errors: Mapping[str, float],
+    layers: Sequence[Layer] = (),
+    predicted: Mapping[str, Any] | None = None,
+) -> list[Cause]:
+    """All that are known: where time went and what stands behind that, then size, then accuracy, in each the largest first.
+
+    errors     dB of the encoded weights
+    predicted  of the file's bytes: see evaluators.artifacts.predicted
+    """
     spent, behind = [*by_instructions(arm, baseline)], []
     if profile is not None:
         spent += [*by_kernels(profile, arm), *outside(profile), *by_group(profile), *added(profile)]
         behind += [*by_rate(profile), *by_cpu(profile, arm), *by_bound(profile, arm, baseline), *stored_only(profile, arm)]
-    parts = spent, behind, [*by_size(arm), *left_in_float(arm)], [*by_accuracy(arm, errors)]
+    size = [*by_plan(arm, predicted), *still_float(arm), *by_size(arm), *left_in_float(arm)]
+    parts = spent, behind, size, [*by_accuracy(arm, errors), *by_layer(layers), *by_one_layer(layers)]
     return [cause for part in parts for cause in sorted(part, key=lambda cause: -abs(cause.effect))]
 
 
@@ -76,13 +90,20 @@ def in_products(profile: Profile) -> float:
     return total(products(profile.own)) - total(products(profile.float32))
 
 
+def by_kind(operators: Iterable[OperatorTime]) -> dict[tuple[str, str], tuple[int, float]]:
+    """Count and milliseconds by kind and library, those that take most time first."""
+    found: dict[tuple[str, str], tuple[int, float]] = {}
+    for operator in operators:
+        count, spent = found.get((operator.kind, operator.library), (0, 0.0))
+        found[operator.kind, operator.library] = count + 1, spent + 1000 * operator.seconds
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+
 def kernels(operators: Sequence[OperatorTime], most: int = 2) -> str:
     """ "33 CONV_2D (float32 x int8) of LiteRT's built-in kernels", those that take most time first."""
-    spent, counts = Counter(), Counter((operator.kind, operator.library) for operator in operators)
-    for operator in operators:
-        spent[operator.kind, operator.library] += operator.seconds
-    named = [f"{counts[key]} {key[0]}{f' in {key[1]}' if key[1] else ''}" for key, _ in spent.most_common(most)]
-    return words.listed(named) + (f" and {len(spent) - most} other kinds" if len(spent) > most else "")
+    found = by_kind(operators)
+    named = [f"{count} {kind}{f' in {library}' if library else ''}" for (kind, library), (count, _) in list(found.items())[:most]]
+    return words.listed(named) + (f" and {len(found) - most} other kinds" if len(found) > most else "")
 
 
 def by_group(profile: Profile) -> Iterator[Cause]:
@@ -196,6 +217,19 @@ def stored_only(profile: Profile, arm: Arm) -> Iterator[Cause]:
         yield Cause("speed", in_products(profile), said)
 
 
+def still_float(arm: Arm) -> Iterator[Cause]:
+    """Planned weights that the file holds in float32, and how many of its operators round anything."""
+    planned = [tensor for tensor in arm.tensors if tensor.planned]
+    floats = [tensor for tensor in planned if tensor.placement == "float"]
+    if not floats:
+        return
+    size = sum(tensor.size_bytes for tensor in floats)
+    rounding = sum(count for name, count in arm.operators.items() if kinds.group(name) in ("quantizing", "dequantizing"))
+    share = f"{len(floats)} of the {words.count(len(planned), 'weight')} that the plan compresses are float32 in the file"
+    said = f"{share}, {words.megabytes(size)}; {rounding or 'none'} of its {sum(arm.operators.values())} operators quantize or dequantize."
+    yield Cause("size", size, said)
+
+
 def left_in_float(arm: Arm) -> Iterator[Cause]:
     """Weights that a step wanted and that stayed in float."""
     told = dict(note.split(" stayed in float: ", 1) for note in arm.notes if " stayed in float: " in note)
@@ -231,6 +265,22 @@ def by_instructions(arm: Arm, baseline: Arm) -> Iterator[Cause]:
     )
 
 
+def planned_bytes(size: Size) -> int:
+    """What a plan predicts of a file: all but the graph."""
+    return size.file_bytes - size.graph
+
+
+def by_plan(arm: Arm, predicted: Mapping[str, Any] | None) -> Iterator[Cause]:
+    """A file whose tensors take more than the plan says."""
+    if arm.size is None or predicted is None or planned_bytes(arm.size) <= BEYOND_PLAN * predicted["bytes"]:
+        return
+    more = planned_bytes(arm.size) - predicted["bytes"]
+    strangers = [f"{name} {words.megabytes(size)}" for name, size in predicted["strangers"] if size > SMALL * more]
+    known = f"; the plan does not know {words.listed(strangers)}" if strangers else ""
+    said = f"Its tensors take {words.megabytes(planned_bytes(arm.size))}, where the plan expects {words.megabytes(predicted['bytes'])}{known}."
+    yield Cause("size", more, said)
+
+
 def by_size(arm: Arm) -> Iterator[Cause]:
     """What the file holds besides the codes of weights."""
     size: Size | None = arm.size
@@ -252,3 +302,26 @@ def by_accuracy(arm: Arm, errors: Mapping[str, float]) -> Iterator[Cause]:
     where = f"; the least exact weight is {worst[0][0]}, {worst[0][1]:.1f} dB above its rounding error" if worst else ""
     said = f"{arm.accuracy.worse} of {arm.accuracy.count:,} answers changed for the worse and {arm.accuracy.better} for the better{where}."
     yield Cause("accuracy", arm.accuracy.worse / arm.accuracy.count, said)
+
+
+def by_layer(layers: Sequence[Layer]) -> Iterator[Cause]:
+    """The first layer that breaks, with what was left before it."""
+    broken = first_break(layers)
+    if broken is None:
+        return
+    before = [layer.output_db for layer in layers[: layers.index(broken)] if layer.output_db is not None]
+    least = f", the outputs before it at least {min(before):.1f}" if before else ", and it is the first layer"
+    weight = f"; its weight alone is {broken.weight_db:.1f} dB above its rounding error" if broken.weight_db is not None else ""
+    said = f"{broken.name} is the first layer whose output has less than {BREAKS_DB:g} dB: it has {broken.output_db:.1f}{least}{weight}."
+    yield Cause("accuracy", 1.0, said)
+
+
+def by_one_layer(layers: Sequence[Layer]) -> Iterator[Cause]:
+    """The layers that cost the model's output most by themselves, where they stand out from the others."""
+    known = sorted((layer.alone_db, layer.name) for layer in layers if layer.alone_db is not None)
+    middle = median(db for db, _ in known) if known else 0.0
+    worst = [(db, name) for db, name in known[:SENSITIVE] if db < middle - STANDS_OUT]
+    if worst:
+        named = words.listed([f"{name} {db:.1f} dB" for db, name in worst])
+        said = f"Compressed alone, these cost the model's output most, where the middle one of {len(known)} layers leaves it {middle:.1f} dB: {named}."
+        yield Cause("accuracy", 0.5, f"{said} They are the first to keep in float.")

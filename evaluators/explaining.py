@@ -1,51 +1,48 @@
-"""Why an arm of a study is as it is: its operators timed beside float32's, and what follows from that and from its file."""
+"""Why an arm of a study is as it is: what explains it is measured, and a report of it made."""
 
 import os
-import platform
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compress.errors import InputError
-from evaluators.causes import Cause, Profile, causes
+from evaluators import evidence
 from evaluators.derive import load_results
-from evaluators.environment import cpu_flags, cpu_model
-from evaluators.exporting import ARTIFACTS
+from evaluators.explained import same_shapes, unexpected
 from evaluators.operators import OperatorTime, from_json
-from evaluators.profiling import Unprofiled, ceilings, profiles
+from evaluators.profiling import Unmeasured
+from evaluators.report import words
 from evaluators.report.reading import baseline_of, is_baseline
 from evaluators.report.verdicts import verdict
-from evaluators.results import Arm, Results
-from evaluators.store import Claim, Piece, Store, identity
-
-TARGET = "cpu"
-WORST = 5  # weights that are named
+from evaluators.results import Arm, Layer, Results
+from evaluators.store import Claim, Store
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of an arm. Operators are empty where nothing was profiled, and `unprofiled` says why."""
+    """What is known of an arm. What was not measured is empty, and `unmeasured` says why, by what it would have been."""
 
     arm: str
     baseline: str
     verdict: str
-    why: tuple[Cause, ...] = ()
+    why: tuple[str, ...] = ()
     float32: tuple[OperatorTime, ...] = ()
     own: tuple[OperatorTime, ...] = ()
     measured_ms: tuple[float, float] | None = None  # float32's and the arm's latency in the study, without a profiler
     machine: dict[str, float] = field(default_factory=dict)  # a second: bytes copied (read and written) and float32 multiply-adds
     multiply_adds: int | None = None  # of one run
     uncounted: str = ""  # why they are not known
-    unprofiled: str = ""
-    errors: dict[str, float] = field(default_factory=dict)  # dB: the least exact weights, signal over rounding error
+    layers: tuple[Layer, ...] = ()  # in the order of computation
+    alone: str = ""  # "network" or "file": with what the model's output was measured where one layer alone is compressed
+    unmeasured: dict[str, str] = field(default_factory=dict)
 
 
-def explain(folder: str | os.PathLike, name: str, tell: Callable[[str], None] = lambda text: None) -> Explanation:
+def explain(folder: str | os.PathLike, name: str, tell: Callable[[str], None] = lambda text: None, seconds: float = evidence.ALONE_SECONDS) -> Explanation:
     """Explains one arm of the study in `folder`; `name` is its id, or a part of it that no other arm has. `tell` hears of each stage.
 
-    Takes some seconds: the arm and float32 of the same runtime run side by side with their runtime's profiler, on the study's own test samples.
+    Takes some seconds, and up to `seconds` more to compress one layer at a time; a later call goes on with the layers that are left.
     InputError where there is no such arm, or nothing to compare it with.
     """
     results = load_results(folder)
@@ -56,7 +53,14 @@ def explain(folder: str | os.PathLike, name: str, tell: Callable[[str], None] = 
     if baseline is None or is_baseline(arm):
         raise InputError(f"{arm.id}: nothing to compare it with, {'float32 did not run there' if baseline is None else 'it is float32 itself'}")
     with Claim(Path(folder)), Store(Path(folder), create=False) as store:
-        return explained(store, results, arm, baseline, tell)
+        found, missing = {}, {}
+        measures = {"operators": evidence.operators, "layers": evidence.layers, "alone": partial(evidence.alone, seconds=seconds)}
+        for kind, measure in measures.items():
+            try:
+                found[kind] = measure(evidence.Subject(store, arm, baseline, tell))
+            except Unmeasured as error:
+                missing[kind] = str(error)
+    return explanation(named(load_results(folder), arm.id), baseline, found, missing)
 
 
 def named(results: Results, name: str) -> Arm:
@@ -66,59 +70,52 @@ def named(results: Results, name: str) -> Arm:
     raise InputError(f"{name!r} is {'part of several arms' if found else 'no arm'}: {', '.join(arm.id for arm in found or results.arms)}")
 
 
-def explained(store: Store, results: Results, arm: Arm, baseline: Arm, tell: Callable[[str], None]) -> Explanation:
-    errors = piece(store, arm, "export").facts.get("errors", {})
-    head = {"arm": arm.id, "baseline": baseline.id, "verdict": verdict(arm), "errors": dict(sorted(errors.items(), key=lambda item: item[1])[:WORST])}
-    try:
-        found = measured(store, results, arm, baseline, tell)
-    except Unprofiled as error:
-        return Explanation(**head, why=tuple(causes(arm, baseline, None, errors)), unprofiled=str(error))
-    count = found["multiply_adds"] if same_shapes(arm, baseline) else None
-    profile = Profile(
-        float32=from_json(found["float32"]),
-        own=from_json(found["own"]),
-        **found["machine"],
-        multiply_adds=count,
-        flags=frozenset(cpu_flags()),
-        machine=platform.machine(),
-        versions=piece(store, arm, "runtime").facts["versions"],
-    )
-    return Explanation(
-        **head,
-        why=tuple(causes(arm, baseline, profile, errors)),
-        float32=tuple(profile.float32),
-        own=tuple(profile.own),
-        measured_ms=(baseline.latency.median_ms.value, arm.latency.median_ms.value),
-        machine=found["machine"],
-        multiply_adds=count,
-        uncounted=found["uncounted"] or ("" if count else "the arm's weights have other shapes than float32's"),
-    )
+def explanation(arm: Arm, baseline: Arm, found: dict[str, Any], missing: dict[str, str]) -> Explanation:
+    times: dict[str, Any] = {}
+    if "operators" in found:
+        facts, same = found["operators"], same_shapes(arm, baseline)
+        times = {"float32": tuple(from_json(facts["float32"])), "own": tuple(from_json(facts["own"])), "machine": facts["machine"]}
+        times |= {"measured_ms": (baseline.latency.median_ms.value, arm.latency.median_ms.value)}
+        times |= {"multiply_adds": facts["multiply_adds"]["count"] if same else None}
+        times |= {"uncounted": facts["multiply_adds"]["uncounted"] if same else "the arm's weights have other shapes than float32's"}
+    for kind, what in (("layers", "unseen"), ("alone", "left")):
+        if names := found.get(kind, {}).get(what):
+            missing[kind] = UNDONE[kind].format(layers=words.count(len(names), "layer"), first=names[0])
+    missing |= {f"{layer} alone": cause for layer, cause in found.get("alone", {}).get("failed", {}).items()}
+    way = found.get("alone", {}).get("way", "")
+    return Explanation(arm.id, baseline.id, verdict(arm), arm.causes, **times, layers=arm.layers, alone=way, unmeasured=missing)
 
 
-def piece(store: Store, arm: Arm, kind: str) -> Piece:
-    return store.piece(store.links(arm.id)[kind])
+COMPILED = ("torch-compiled",)
+UNDONE = {
+    "layers": "the output of {layers} is not to be seen in both files, as that of {first}",
+    "alone": "no time was left for {layers}, the next is {first}; the same command goes on with them, --seconds gives it more",
+}
 
 
-def same_shapes(arm: Arm, baseline: Arm) -> bool:
-    """Whether both multiply the same: weights of the same shapes, in whatever order the files name them."""
-    own, other = (Counter(tuple(sorted(t.shape)) for t in one.tensors if len(t.shape) > 1) for one in (arm, baseline))
-    return own == other
+def explain_unexpected(store: Store, results: Results, begin: Callable[[str], None]) -> Iterator[tuple[str, list[str]]]:
+    """Measures what explains the arms that are slower, larger or worse than they should be; the others are linked to what is known of them.
 
-
-def measured(store: Store, results: Results, arm: Arm, baseline: Arm, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measures now, and keeps what it finds as a piece of the study. Unprofiled says why nothing can be measured."""
-    if arm.target != TARGET:
-        raise Unprofiled(f"operators are timed on target {TARGET}, and this arm ran on {arm.target}")
-    if results.environment.get("CPU") != cpu_model():
-        raise Unprofiled(f"the study was measured on another CPU: {results.environment.get('CPU')}")
-    threads, limit = store.arms()[arm.id]["threads"], store.fact("settings")["limit_seconds"]
-    sides = {"float32": baseline, "own": arm}
-    exports = {side: piece(store, one, "export").facts["artifact"] for side, one in sides.items()}
-    data, versions = store.links(arm.id)["data"], piece(store, arm, "runtime").facts["versions"]
-    given = {side: (facts, str(store.folder / ARTIFACTS), arm.runtime, threads, str(store.folder / "data" / data)) for side, facts in exports.items()}
-    found = profiles(given, {side: one.latency.median_ms.value for side, one in sides.items()}, threads, limit, tell)
-    found |= ceilings(given["float32"], threads, limit, tell)
-    key = identity("operators", [facts["sha256"] for facts in exports.values()], arm.runtime, versions, data, threads, cpu_model())
-    store.keep(Piece(key, "operators", arm.id, "done", facts=found))
-    store.link(arm.id, "operators", key)
-    return found
+    Operators of those that are slower, errors by layer of those that are worse: some seconds for each. `begin` hears which arm is measured now; what comes
+    back is each of them with what could not be measured, and why.
+    """
+    for arm in results.arms:
+        baseline = baseline_of(arm, results.arms)
+        if arm.status != "done" or baseline is None or is_baseline(arm):
+            continue
+        subject = evidence.Subject(store, arm, baseline)
+        evidence.linked(subject)
+        ways = unexpected(arm, subject.piece(arm, "export").facts.get("predicted"))
+        wanted = {kind: way for kind, way in (("operators", "slower"), ("layers", "worse")) if way in ways and not subject.settled(kind)}
+        if not wanted:
+            continue
+        begin(arm.id)
+        failures = []
+        for kind, way in wanted.items():
+            try:
+                if kind == "operators" and arm.runtime in COMPILED:
+                    raise Unmeasured("its file is compiled anew for that, which takes a minute: `compresskit explain` does it")
+                getattr(evidence, kind)(subject)
+            except Unmeasured as error:
+                failures.append(f"why it is {way} was not measured: {error}")
+        yield arm.id, failures

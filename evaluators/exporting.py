@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress import __version__
+from compress.recipe import Recipe
 from evaluators.environment import versions
 from evaluators.store import Piece, identity
-from evaluators.study import Label, Planned
+from evaluators.study import Label, Planned, Study
 from evaluators.worker import Hear
 
 ARTIFACTS = "artifacts"
@@ -75,9 +76,8 @@ def exported(run: Any, lane: Lane, arms: list[tuple[Planned, Column]]) -> Piece:
     folder, (calibration, _) = run.study.folder, run.study.data(arm.model)
     reference = run.study.models[arm.model].open
     training = run.study.lessons(arm.model) if arm.recipe.trains else (None, 0.0)
-    made_of = run.contents[reference], run.contents.get(calibration, []), *((run.contents[training[0]], training[1]) if training[0] else ())
     name = f"{arm.model}.{arm.recipe.name}.{column.exporter}{column.suffix}"
-    key = identity("export", made_of, name, arm.recipe.id, column.exporter, run.export, versions(), __version__)
+    key = export_key(run.study, run.contents, arm.model, arm.recipe, column.exporter, name, run.export)
     piece = run.store.settled(key)
     if piece and (piece.status != "done" or is_there(run, name, piece)):
         return piece
@@ -94,6 +94,13 @@ def exported(run: Any, lane: Lane, arms: list[tuple[Planned, Column]]) -> Piece:
     outcome = lane.call("evaluators.artifacts:export_recipe", *call, hear=hear)
     run.store.keep_facts(**{f"artifact {name}": key})
     return run.keep("export", key, f"{arm.model}/{arm.recipe.name}/{column.exporter}", outcome, lambda value: (value, {}))
+
+
+def export_key(study: Study, contents: Mapping[str, Any], model: str, recipe: Recipe, exporter: str, name: str, export: str) -> str:
+    """What determines a file; `contents` has the fingerprints of the study's references."""
+    calibration, training = study.data(model)[0], study.lessons(model) if recipe.trains else (None, 0.0)
+    made_of = contents[study.models[model].open], contents.get(calibration, []), *((contents[training[0]], training[1]) if training[0] else ())
+    return identity("export", made_of, name, recipe.id, exporter, export, versions(), __version__)
 
 
 def is_there(run: Any, name: str, piece: Piece) -> bool:

@@ -7,24 +7,29 @@ from typing import Any
 from evaluators.operators import OperatorTime, from_json, medians, to_json
 from evaluators.worker import Worker
 
-ROUNDS = 4  # float32, arm, arm, float32, and the same again
+ROUNDS = 2  # float32, arm, arm, float32
 SECONDS = 0.4  # about, of one arm in one round
 FEWEST_RUNS, MOST_RUNS = 3, 30
 
 
-class Unprofiled(Exception):
-    """Why there are no times, in words."""
+class Unmeasured(Exception):
+    """Why something was not measured, in words; `final` where trying again would not help."""
+
+    def __init__(self, why: str, final: bool = False):
+        super().__init__(why)
+        self.final = final
 
 
 def call(worker: Worker, function: str, *arguments: Any, limit: float) -> Any:
-    outcome = worker.call(f"evaluators.operators:{function}", *arguments, limit=limit)
+    outcome = worker.call(function, *arguments, limit=limit)
     if outcome.status != "done":
-        raise Unprofiled(outcome.cause if outcome.status == "refused" else f"the profile failed: {outcome.cause}")
+        final = outcome.status == "refused"
+        raise Unmeasured(outcome.cause if final else f"{function.rpartition(':')[2]} failed: {outcome.cause}", final)
     return outcome.value
 
 
 def profiles(arms: Mapping[str, tuple], run_ms: Mapping[str, float], threads: int, limit: float, tell: Callable[[str], None]) -> dict[str, Any]:
-    """JSON: the operators of each arm, medians over interleaved rounds. Unprofiled where the runtime has no profiler or a process fails.
+    """JSON: the operators of each arm, medians over interleaved rounds. Unmeasured where the runtime has no profiler or a process fails.
 
     arms    arguments of `evaluators.operators:profile` by name, without the number of runs
     run_ms  about how long a run of each takes
@@ -36,16 +41,20 @@ def profiles(arms: Mapping[str, tuple], run_ms: Mapping[str, float], threads: in
             for name in list(arms)[:: -1 if number % 2 else 1]:
                 tell(f"operators of {name}, round {number + 1} of {ROUNDS}")
                 runs = min(max(round(1000 * SECONDS / run_ms[name]), FEWEST_RUNS), MOST_RUNS)
-                rounds[name].append(from_json(call(workers[name], "profile", *arms[name], runs, limit=limit)))
+                rounds[name].append(from_json(call(workers[name], "evaluators.operators:profile", *arms[name], runs, limit=limit)))
     return {name: to_json(medians(found)) for name, found in rounds.items()}
 
 
-def ceilings(baseline: tuple, threads: int, limit: float, tell: Callable[[str], None]) -> dict[str, Any]:
-    """JSON: this machine's rates (`machine`), multiply-adds of a run of float32 (`multiply_adds`), or why they are not known (`uncounted`)."""
-    tell("what this machine reaches at best")
+def machine(threads: int, limit: float) -> dict[str, float]:
+    """This machine's rates: see evaluators.operators.machine."""
     with Worker(threads) as worker:
-        machine = call(worker, "machine", threads, limit=limit)
+        return call(worker, "evaluators.operators:machine", threads, limit=limit)
+
+
+def multiply_adds(baseline: tuple, threads: int, limit: float) -> dict[str, Any]:
+    """JSON: multiply-adds of a run of float32 (`count`), or why they are not known (`uncounted`)."""
+    with Worker(threads) as worker:
         try:
-            return {"machine": machine, "multiply_adds": call(worker, "multiply_adds", *baseline, limit=limit), "uncounted": ""}
-        except Unprofiled as error:
-            return {"machine": machine, "multiply_adds": None, "uncounted": str(error)}
+            return {"count": call(worker, "evaluators.operators:multiply_adds", *baseline, limit=limit), "uncounted": ""}
+        except Unmeasured as error:
+            return {"count": None, "uncounted": str(error)}

@@ -1,6 +1,7 @@
 """Runs the pieces of a study that are not there yet: exports and answers side by side on the cores, then latency alone."""
 
 import heapq
+import os
 import shutil
 import threading
 import time
@@ -19,6 +20,7 @@ from evaluators.dataset import is_whole
 from evaluators.derive import load_results
 from evaluators.environment import cores, environment, versions
 from evaluators.estimating import known
+from evaluators.explaining import explain_unexpected
 from evaluators.exporting import ARTIFACTS, Column, Ready, export_lane
 from evaluators.latency_groups import latency_groups
 from evaluators.metrics import AT_HOME, METRICS, SCORED
@@ -143,6 +145,7 @@ class Run:
 
     def everything(self) -> None:
         self.store.keep_facts(study=self.study.name, command=self.command, settings=self.study.model_dump(mode="json"))
+        self.store.keep_facts(folder=os.path.relpath(self.study.folder, self.store.folder))
         self.store.keep_facts(fitted={name: known(target) for name, target in self.targets.items() if target.untimed})
         slots = max(1, cores() // self.study.threads)
         with self.pool(slots) as pool:
@@ -161,6 +164,20 @@ class Run:
             finish(exporting)
             finish(measured)
         latency_groups(self)
+        if self.study.explain:
+            self.explain()
+
+    def explain(self) -> None:
+        """Arms that are not as they should be say why; with nothing else at work, as for latency."""
+
+        def begin(arm: str) -> None:
+            self.begin_work()
+            self.progress.stage(arm, "explaining")
+
+        for arm, failures in explain_unexpected(self.store, load_results(self.store.folder), begin):
+            self.progress.stage(arm, "done")
+            for failure in failures:
+                self.progress.say(f"{arm}: {failure}")
 
     @contextmanager
     def pool(self, slots: int):

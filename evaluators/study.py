@@ -90,6 +90,7 @@ class Study(Document):
     runtimes     names of runtimes, or of exporters, whose files then run where they belong
     targets      names in targets.yaml beside the study, or as `cpu` and `arm64:cortex-a76`
     task         what accuracy is: a task's name, or a function of the user's own, `file.py:function`, see UserScore
+    explain      whether arms that are slower, larger or worse than they should be say why: see docs/explain.md
     """
 
     name: str
@@ -106,6 +107,7 @@ class Study(Document):
     task: Annotated[OneTask, BeforeValidator(from_task)] = "classification"
     latency: LatencySettings = LatencySettings()
     limit_seconds: float = Field(900, gt=0)  # for one piece of an arm; what takes longer is ended and has failed
+    explain: bool = True  # times the operators of arms that are slower, larger or worse than they should be, some seconds each
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
     @field_validator("task")
@@ -157,6 +159,12 @@ class Study(Document):
     @property
     def folder(self) -> Path:
         return self._folder
+
+    def in_folder(self, folder: Path) -> "Study":
+        """The same study, its references relative to another folder."""
+        moved = self.model_copy()
+        moved._folder = folder
+        return moved
 
     def look_up(self) -> None:
         """Checks every reference, recipe, runtime and target without running any of their code."""

@@ -26,6 +26,7 @@ EXPORTERS = Registry(
         "litert-converter": Entry("exporters.litert_converter", "tensorflow", "LiteRT .tflite quantized by TFLiteConverter itself (Keras models)"),
         "onnx": Entry("exporters.to_onnx", "onnx", "ONNX: QDQ, MatMulInteger, MatMulNBits"),
         "torch": Entry("exporters.to_torch", "torch", "torch.export .pt2: torchao, PT2E, int4 groups"),
+        "torch-pt2e": Entry("exporters.to_torch_pt2e", "torch", "torch.export .pt2 quantized by PT2E's x86 quantizer itself (static int8)"),
         "executorch": Entry("exporters.to_executorch", "executorch", "ExecuTorch .pte: XNNPACK in float, int8 and int4"),
         "safetensors": Entry("exporters.to_safetensors", "checkpoints", "Hugging Face checkpoint: bitsandbytes NF4 and FP4, compressed-tensors"),
         "gguf": Entry("exporters.to_gguf", "checkpoints", "GGUF for llama.cpp: Q4_0, Q4_1, Q8_0, F16, BF16"),

@@ -41,7 +41,7 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     module = flat_module(float_program(small.network))
     with torch.no_grad():
         module, stored = with_small_weights(small, module)
-    save(small, module, stored, path)
+    save(small, module, stored, path, "torch")
     return notes(small)
 
 
@@ -164,7 +164,7 @@ def described(builder: Any, decision: Decision, at_load: bool) -> dict[str, Any]
     }
 
 
-def save(small: Compressed, module: Any, stored: dict[str, dict[str, Any]], path: Path) -> None:
+def save(small: Compressed, module: Any, stored: dict[str, dict[str, Any]], path: Path, exporter: str) -> None:
     """Exports the module again and writes it without dead constants, example inputs and source locations."""
     import torch
 
@@ -176,7 +176,7 @@ def save(small: Compressed, module: Any, stored: dict[str, dict[str, Any]], path
     with torch.no_grad():
         program = torch.export.export(module, example(small.network))
     strip(program)
-    torch.export.save(program, path, extra_files={METADATA_FILE: metadata(small, "torch", stored)})
+    torch.export.save(program, path, extra_files={METADATA_FILE: metadata(small, exporter, stored)})
 
 
 def example(network: Any) -> tuple[Any, ...]:

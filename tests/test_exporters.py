@@ -34,6 +34,7 @@ REFUSED = {
     ("torch", "int16x8"): "int16",
     **{("executorch", name): "XNNPACK" for name in UNTRAINED if name not in XNNPACKS},
     **{("litert-converter", name): "TFLiteConverter" for name in UNTRAINED if name not in CONVERTERS_MODES},
+    **{("torch-pt2e", name): "PT2E" for name in UNTRAINED if name not in ("float32", "int8-static")},
 }
 
 
@@ -146,7 +147,8 @@ FORMATS = [
 
 @pytest.mark.parametrize("name", ONE_LAYER)
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
-@pytest.mark.parametrize("exporter", [e for e in exporters.EXPORTERS if e not in ("litert-converter", "executorch")])  # test_executorch.py has them in one file
+# test_executorch.py has these in one file for that exporter
+@pytest.mark.parametrize("exporter", [e for e in exporters.EXPORTERS if e not in ("litert-converter", "torch-pt2e", "executorch")])
 def test_every_weight_format_is_stored_exactly_or_refused_with_a_reason(exporter, fmt, name):
     small, artifact = exported(exporter, scheme(fmt), name)
     if isinstance(artifact, Refused):
@@ -186,7 +188,7 @@ def test_float_files_hold_the_weights_once(exporter):
 def test_damaged_files_are_named(exporter, tmp_path):
     suffix = exporters.EXPORTERS.load(exporter).SUFFIX
     recipe = Recipe.load("float16" if exporter == "gguf" else "int8-weight-only")
-    source = exported("litert" if suffix == ".tflite" else exporter, recipe, "torch_linear")[1].path.read_bytes()
+    source = exported(exporters.READERS[suffix], recipe, "torch_linear")[1].path.read_bytes()
     for label, data in {"empty": b"", "garbage": b"\x07garbage" * 99, "half": source[: len(source) // 2], "cut": source[:-20]}.items():
         path = tmp_path / f"{label}{suffix}"
         path.write_bytes(data)

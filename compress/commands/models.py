@@ -19,7 +19,7 @@ def compress(
         str | None,
         typer.Option(
             "--to",
-            help="Exporter: litert (tflite), litert-converter, onnx, torch, executorch, safetensors (bitsandbytes, compressed-tensors), gguf. "
+            help="Exporter: litert (tflite), litert-converter, onnx, torch, torch-pt2e, executorch, safetensors (bitsandbytes, compressed-tensors), gguf. "
             "Default: by the suffix.",
         ),
     ] = None,

@@ -113,9 +113,10 @@ def check(
 def explain(
     folder: Annotated[Path, typer.Argument(help="A folder that `compare` wrote.")],
     arm: Annotated[str, typer.Argument(help="An arm's name, or a part of it that no other arm has.")],
+    seconds: Annotated[float, typer.Option(help="For compressing one layer at a time; a later call goes on.", min=0)] = 60,
     as_json: AsJson = False,
 ) -> None:
-    """Say why an arm is as fast, as large and as exact as it is: its operators timed beside float32's, and what its file holds.
+    """Say why an arm is as fast, as large and as exact as it is: its operators timed beside float32's, its layers' errors, and what its file holds.
 
     Example: `compresskit explain report int8-dynamic/litert`
     """
@@ -125,13 +126,13 @@ def explain(
     from evaluators.report import explanation
 
     with errors.status("reading the study") as status:
-        found = explained(folder, arm, status.update)
+        found = explained(folder, arm, status.update, seconds)
     if as_json:
         print_json(asdict(found))
         return
     console.print(escape(found.verdict), highlight=False)
     for number, cause in enumerate(found.why, 1):
-        console.print(f"{number}. {escape(cause.said)}", highlight=False)
+        console.print(f"{number}. {escape(cause)}", highlight=False)
     for title, columns, rows in explanation.tables(found):
         print_rows(title, columns, rows)
     for line in explanation.lines(found):

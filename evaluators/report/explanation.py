@@ -1,13 +1,16 @@
 """An explanation as a person reads it in a terminal: rows of tables and lines of text."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 
 from evaluators import kinds
 from evaluators.explaining import Explanation
 from evaluators.operators import OperatorTime
 from evaluators.report import words
+from evaluators.results import Layer, first_break
 
 LARGEST = 5  # single operators of each arm
+MOST_LAYERS = 24  # that a terminal shows
 HEAD = ("operators", "float32", "", "", "this arm", "", "")
 Row = tuple[str, ...]
 
@@ -54,17 +57,46 @@ def tables(found: Explanation) -> Iterator[tuple[str, list[str], list[Row]]]:
         yield "Time by operator", columns, by_kind(found)
         for title, operators in (("float32", found.float32), ("this arm", found.own)):
             yield f"Largest single operators of {title}", ["name", "kind", "ms", "share"], largest(operators)
-    if found.errors:
-        yield "Least exact weights", ["tensor", "signal to rounding error"], [(name, f"{value:.1f} dB") for name, value in found.errors.items()]
+    if found.layers:
+        kept = worst(found.layers)
+        title = "Layers in the order of computation" + (f", the {len(kept)} worst of {len(found.layers)}" if len(kept) < len(found.layers) else "")
+        yield title, ["layer", "its weight", "its output", "the model's output, it alone compressed"], [layer_row(layer) for layer in kept]
+
+
+def worst(layers: Sequence[Layer]) -> list[Layer]:
+    """All of a few layers; of many those whose numbers are lowest, and the first that breaks, in their order."""
+    named = {layer.name for layer in sorted(layers, key=lowest)[:MOST_LAYERS]} | {layer.name for layer in [first_break(layers)] if layer}
+    return [layer for layer in layers if layer.name in named]
+
+
+def lowest(layer: Layer) -> float:
+    return min(db for db in (layer.weight_db, layer.output_db, layer.alone_db, inf) if db is not None)
+
+
+def layer_row(layer: Layer) -> Row:
+    return layer.name, *(words.NOTHING if db is None else f"{db:.1f} dB" for db in (layer.weight_db, layer.output_db, layer.alone_db))
 
 
 def lines(found: Explanation) -> Iterator[str]:
     """What belongs under the tables: how the profile fits the study's times, this machine's rates, and what is not known."""
-    if found.unprofiled:
-        yield f"Times by operator are not available: {found.unprofiled}."
-        return
-    if not found.own:
-        return
+    if found.layers:
+        yield "dB of signal to noise, 20 for noise of a tenth of the amplitude; outputs as the file computes them, beside those of float32's file."
+    if found.alone:
+        yield ALONE[found.alone]
+    for what, why in found.unmeasured.items():
+        yield f"{MISSING.get(what, what)}: not measured: {why}."
+    if found.own:
+        yield from time_lines(found)
+
+
+MISSING = {"operators": "Times by operator", "layers": "Errors by layer", "alone": "One layer alone"}
+ALONE = {
+    "network": "One layer alone: the framework's network in float32 with that layer's weight as its format gives it back.",
+    "file": "One layer alone: a file in which that layer alone has its format and activations, run by the same runtime.",
+}
+
+
+def time_lines(found: Explanation) -> Iterator[str]:
     sums = [words.milliseconds(1000 * total(operators)) for operators in (found.float32, found.own)]
     before, now = map(words.milliseconds, found.measured_ms)
     yield f"Operators add up to {sums[0]} in float32 and {sums[1]} in this arm; without a profiler the study measured {before} and {now}."

@@ -27,7 +27,7 @@ def page(results: Results, images: dict[str, Chart]) -> str:
     parts = [f"# {plain(results.study)}", "\n".join(f"- {plain(s)}" for s in summary(results)), missing(results)]
     parts += [arms_table(results), beside_table(results), runtimes_table(results)]
     parts += [f"![{plain(alternative(chart))}]({name})" for name, chart in images.items()]
-    parts += [NOTE, facts("How it was measured", results.protocol), facts("Where it ran", results.environment), reproduce(results)]
+    parts += [why(results), NOTE, facts("How it was measured", results.protocol), facts("Where it ran", results.environment), reproduce(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -173,6 +173,12 @@ def fastest(pick: Pick | None) -> str:
     latency = pick.arm.latency
     gained = f"{counts.cost(pick.arm)}, {estimate(latency.speedup, words.times) if latency else counts.fewer(pick.arm)}"
     return f"{plain(pick.arm.recipe)}: {gained}; {difference(pick.arm)}"
+
+
+def why(results: Results) -> str:
+    """The causes of arms that are not as they should be, or that somebody asked about."""
+    found = [f"{code(arm.id)}\n\n" + "\n".join(f"{number}. {plain(said)}" for number, said in enumerate(arm.causes, 1)) for arm in results.arms if arm.causes]
+    return "\n\n".join(["## Why", *found]) if found else ""
 
 
 def alternative(chart: Chart) -> str:

@@ -45,6 +45,8 @@ class Runtime(Protocol):
     load_on(artifact, threads, device)                a Session on a GPU
     operator_times(artifact, inputs, runs, threads)   a list of OperatorTime, medians over `runs` runs, in the runtime's own words
     multiply_adds(artifact, sample)                   of one run of a float32 file; Refused where its operators do not say
+    show_layers(artifact, weights, threads)           layers in the order of computation, and a function from a sample to their outputs as numbers;
+                                                      `weights` has their names by those that the file may have for their weights
     """
 
     EXPORTER: str  # the exporter whose files it loads

@@ -1,6 +1,6 @@
 """LiteRT's interpreter on the CPU, with XNNPACK."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from math import prod
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 from compress.artifact import Artifact
 from compress.errors import Refused
 from compress.network import Inputs
+from evaluators.layer_graph import Operator, layer_outputs
 from evaluators.operators import OperatorTime
 
 EXPORTER = "litert"
@@ -26,10 +27,11 @@ UNCOUNTED = ("CONV_3D", "TRANSPOSE_CONV", "WHILE", "IF", "LSTM", "UNIDIRECTIONAL
 class LitertSession:
     """A .tflite file with its tensors allocated."""
 
-    def __init__(self, artifact: Artifact, threads: int):
+    def __init__(self, artifact: Artifact, threads: int, interpreter: Any = None):
+        """`interpreter` is of the file itself unless a copy of it with more outputs is given."""
         from ai_edge_litert.interpreter import Interpreter
 
-        self.interpreter = Interpreter(model_path=str(artifact.path), num_threads=threads)
+        self.interpreter = interpreter or Interpreter(model_path=str(artifact.path), num_threads=threads)
         self.interpreter.allocate_tensors()
         given = {detail["name"]: detail for detail in self.interpreter.get_input_details()}
         made = {detail["name"]: detail for detail in self.interpreter.get_output_details()}
@@ -68,6 +70,33 @@ def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, thre
     from evaluators.runtimes import litert_profiler  # which imports this module
 
     return litert_profiler.operator_times(artifact, inputs, runs, threads)
+
+
+def show_layers(artifact: Artifact, weights: Mapping[str, str], threads: int) -> tuple[list[str], Callable[[Inputs], list[np.ndarray]]]:
+    """The layers, and their outputs for a sample, which a copy of the file has as further outputs: XNNPACK computes them as it does in the file itself."""
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(artifact.path))
+    first = model.subgraphs[0]
+    constants = {index for index, tensor in enumerate(first.tensors) if model.buffers[tensor.buffer].data is not None}
+    own = {str(index): weights[name] for index, tensor in enumerate(first.tensors) if (name := (tensor.name or b"").decode()) in weights}
+    operators = [Operator(str(o.opcodeIndex), numbers(o.inputs), numbers(o.outputs)) for o in first.operators]
+    found = {layer: int(index) for layer, index in layer_outputs(operators, map(str, constants), own).items()}
+    first.outputs = [*first.outputs, *(index for index in dict.fromkeys(found.values()) if index not in first.outputs)]
+    session = LitertSession(artifact, threads, Interpreter(model_content=bytes(flatbuffer_utils.convert_object_to_bytearray(model)), num_threads=threads))
+    details = {detail["index"]: detail for detail in session.interpreter.get_output_details()}
+
+    def run(inputs: Inputs) -> list[np.ndarray]:
+        session.run(inputs)
+        return [decoded(session.interpreter.get_tensor(index), details[index]) for index in found.values()]
+
+    return list(found), run
+
+
+def numbers(indices: Any) -> tuple[str, ...]:
+    """Tensors of an operator by their number in the graph; an input that is left out is -1."""
+    return tuple(str(index) for index in (() if indices is None else indices) if index >= 0)
 
 
 def graph(artifact: Artifact) -> list[tuple[str, list[tuple[tuple[int, ...], str]], list[tuple[int, ...]]]]:

@@ -1,7 +1,7 @@
 """ONNX Runtime's CPU provider."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ import numpy as np
 from compress.artifact import Artifact
 from compress.errors import Refused
 from compress.network import Inputs, InputSpec
+from evaluators.layer_graph import Operator, layer_outputs
 from evaluators.operators import OperatorTime, Timed, medians, own_times
 
 EXPORTER = "onnx"
@@ -95,6 +96,37 @@ def is_depthwise(shapes: Sequence[Sequence[int]]) -> bool:
     """Whether each output channel reads one of several input channels, by the shapes of a convolution's inputs."""
     weights = [shape for shape in shapes[1:] if len(shape) > 2]
     return bool(weights) and len(shapes[0]) > 2 and shapes[0][1] > 1 and weights[0][1] == 1
+
+
+def show_layers(artifact: Artifact, weights: Mapping[str, str], threads: int) -> tuple[list[str], Callable[[Inputs], list[np.ndarray]]]:
+    """The layers, and their outputs for a sample, which the graph has as further outputs: codes where a node rounds to them, so that fused kernels stay."""
+    import onnx
+    import onnxruntime as ort
+    from onnx.numpy_helper import to_array
+
+    model = onnx.load(artifact.path)
+    graph = model.graph
+    nodes = [Operator(node.op_type, tuple(filter(None, node.input)), tuple(filter(None, node.output))) for node in graph.node]
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    found = layer_outputs(nodes, constants, weights)
+    rounding = [node for node in graph.node if node.op_type == "QuantizeLinear" and constants.keys() >= set(node.input[1:])]
+    scales = {node.output[0]: [to_array(constants[name]) for name in node.input[1:]] for node in rounding}
+    codes = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in scales}
+    tensors = {layer: codes.get(name, name) for layer, name in found.items()}
+    known = {value.name for value in graph.output}
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(tensors.values()) if name not in known)
+    session = ort.InferenceSession(model.SerializeToString(), options(threads), providers=["CPUExecutionProvider"])
+    given = OrtSession(session, artifact.contents.inputs)
+
+    def run(inputs: Inputs) -> list[np.ndarray]:
+        values = dict(zip((value.name for value in session.get_outputs()), given.run(inputs), strict=True))
+        return [decoded(values[name], *scales[name]) if name in scales else values[name] for name in tensors.values()]
+
+    return list(tensors), run
+
+
+def decoded(codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | float = 0.0) -> np.ndarray:
+    return (codes.astype(np.float32) - np.float32(zero_point)) * scale
 
 
 def multiply_adds(artifact: Artifact, sample: Inputs) -> int:

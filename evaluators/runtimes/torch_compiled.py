@@ -12,6 +12,7 @@ from compress.network import Inputs
 from evaluators.operators import OperatorTime
 from evaluators.runtimes.torch_eager import TorchSession, open_program, prepare, profiled, static_products_are_exact, zeros
 from evaluators.runtimes.torch_eager import multiply_adds as multiply_adds
+from evaluators.runtimes.torch_eager import show_layers as show_layers
 from evaluators.runtimes.torch_eager import versions as eager_versions
 from evaluators.runtimes.torch_loading import BITSANDBYTES, has_fused_4bit
 

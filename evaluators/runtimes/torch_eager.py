@@ -3,7 +3,7 @@
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils import flop_counter
 from compress.artifact import Artifact
 from compress.errors import CompressError
 from compress.network import Inputs
+from evaluators.layer_graph import Operator, layer_outputs
 from evaluators.operators import OperatorTime, medians
 from evaluators.runtimes.torch_loading import BITSANDBYTES, compute_at_load, expand_4bit, has_fused_4bit, import_bitsandbytes, pack_4bit
 
@@ -97,6 +98,28 @@ def kernel(event: Any) -> Any:
     """The convolution that a convolution calls in the end."""
     called = [child for child in event.cpu_children if "conv" in child.name]
     return kernel(max(called, key=lambda child: child.cpu_time_total)) if called else event
+
+
+def show_layers(artifact: Artifact, weights: Mapping[str, str], threads: int) -> tuple[list[str], Callable[[Inputs], list[np.ndarray]]]:
+    """The layers, and their outputs for a sample, by the program's own operators: what oneDNN or Inductor would fuse computes one by one."""
+    torch.set_num_threads(threads)
+    module = open_program(artifact).module(check_guards=False)
+    nodes = {node.name: node for node in module.graph.nodes}
+    constants = {node.name for node in nodes.values() if node.op == "get_attr"}
+    own = {node.name: weights[node.target] for node in nodes.values() if node.op == "get_attr" and node.target in weights}
+    operators = [Operator(str(n.target), tuple(i.name for i in n.all_input_nodes), outputs(n)) for n in nodes.values() if n.op == "call_function"]
+    found = layer_outputs(operators, constants, own)
+    module.graph.output_node().args = (tuple(nodes[name] for name in found.values()),)
+    module.graph.set_codegen(torch.fx.graph.CodeGen())
+    if not has_dynamic_kernel():
+        multiply_in_float(module)
+    module.recompile()
+    return list(found), TorchSession(module, artifact).run
+
+
+def outputs(node: torch.fx.Node) -> tuple[str, ...]:
+    """A node that makes a tuple has several outputs, which are no nodes themselves."""
+    return (node.name,) if isinstance(node.meta.get("val"), torch.Tensor) else (node.name, f"{node.name}[1]")
 
 
 def multiply_adds(artifact: Artifact, sample: Inputs) -> int:
