@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 from math import log
+from shlex import quote
 
-from evaluators.report import charts, counts, reading, words
-from evaluators.report.rows import flat
+from evaluators.report import charts, counts, drawing, reading, words
+from evaluators.report.layers import first_break, layer_rows
+from evaluators.report.numbers import bits_per_weight, numbers, values
+from evaluators.report.recommending import advice
+from evaluators.report.rows import finite, flat
+from evaluators.report.verdicts import verdict
 from evaluators.results import Arm, Estimate, Results, TensorRow
 
 LARGEST_BYTES = 3_000_000
 TEMPLATES = files("evaluators.report") / "templates"
+SCRIPTS = ("state", "table", "views", "compare", "charts", "start")  # one script, in this order
 LEDGER = (
     ("payload", "compressed weights"),
     ("scales", "scales"),
@@ -69,25 +75,32 @@ class TensorGroup:
 
 
 def page(results: Results) -> str:
-    """The whole page. Tensor tables are shortened, and say so, where the file would pass LARGEST_BYTES."""
-    longest = max((len(arm.tensors) for arm in results.arms), default=0)
+    """The whole page. Tables of tensors and layers are shortened, and say so, where the file would pass LARGEST_BYTES."""
+    longest = max((len(rows) for arm in results.arms for rows in (arm.tensors, arm.layers)), default=0)
     template, fixed = environment().get_template("report.html.j2"), context(results)
-    text = template.render(**fixed, tensor_groups=lambda arm: tensor_groups(arm, longest))
+    text = template.render(**fixed, **shortened(longest))
     while len(text.encode()) > LARGEST_BYTES and longest > 0:
         longest //= 2
-        text = template.render(**fixed, tensor_groups=lambda arm, most=longest: tensor_groups(arm, most))
+        text = template.render(**fixed, **shortened(longest))
     return text
+
+
+def shortened(most: int) -> dict:
+    return {"tensor_groups": lambda arm: tensor_groups(arm, most), "layers": lambda arm: layer_rows(arm, most)}
 
 
 def environment():
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(loader=PackageLoader("evaluators.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the study's order
     forms = {"mb": words.megabytes, "ms": words.milliseconds, "times": words.times, "percent": words.percent, "points": words.points}
     made.filters |= forms | {"p_value": words.p_value, "seconds": words.seconds, "runtime": words.runtime_name, "number": words.number, "reach": words.reach}
     made.filters |= {"interval": lambda estimate, form="number": words.interval(estimate, forms.get(form, words.number))}
     made.filters |= {"target": lambda name: words.TARGET_NAMES.get(name, name), "day": lambda created: created[:16].replace("T", " ")}
-    made.globals |= {"reading": reading, "counts": counts, "flat": flat, "words": words}
+    made.filters |= {"db": lambda value: words.NOTHING if value is None else f"{value:.1f}", "capital": lambda text: text[:1].upper() + text[1:]}
+    made.globals |= {"reading": reading, "counts": counts, "flat": flat, "words": words, "verdict": verdict}
+    made.globals |= {"first_break": first_break, "bits_per_weight": bits_per_weight}
     return made
 
 
@@ -95,23 +108,56 @@ def context(results: Results) -> dict:
     from markupsafe import Markup
 
     drawn = charts.charts(results)
-    scripts = [charts.library()] * bool(drawn) + [(TEMPLATES / "page.js").read_text(encoding="utf-8")]
-    scripts = [text.replace("</script", "<\\/script") for text in scripts]
+    early, *scripts = (text.replace("</script", "<\\/script") for text in page_scripts(bool(drawn)))
     latencies = [arm.latency for arm in results.arms if arm.latency]
+    names = anchors(results.arms)
+    head, _, folder = results.command.partition(" --out ")
     return {
         "results": results,
-        "anchors": anchors(results.arms),
+        "anchors": names,
+        "advice": {group: advice(arms) for group, arms in reading.groups(results).items()},
         "baseline": {arm.id: reading.baseline_of(arm, results.arms) for arm in results.arms},
         "charts": drawn,
-        "specifications": [charts.page_specification(chart, panel) for chart in drawn for panel in chart.panels],
-        "glyphs": [(color, GLYPHS[shape]) for color, shape in charts.LOOKS],
+        "axes": [axis for axis in charts.AXES if any(chart.axis == axis for chart in drawn)],
+        "data": finite(page_data(results, names, drawn)),
+        "glyphs": [(color, GLYPHS[shape]) for color, shape in drawing.LOOKS],
         "ledger": LEDGER,
+        "operator_span": lambda arm: max((ms for row in arm.operator_times for ms in (row.ms, row.float32_ms)), default=0) or 1,
+        "folder": folder or "FOLDER",
+        "again": lambda arm: f"{head} --arm {quote(arm.id)} --out again",
         "speedups": Span.over([e for one in latencies for e in (one.speedup, one.noise)], 1.0, logarithmic=True),
         "differences": Span.over([arm.accuracy.difference for arm in results.arms if arm.accuracy], 0.0, logarithmic=False),
         "style": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        "early": Markup(early),
         "scripts": [Markup(text) for text in scripts],
-        "policy": policy(scripts),
+        "policy": policy([early, *scripts]),
     }
+
+
+def page_scripts(with_charts: bool) -> list[str]:
+    """What runs first, in the head; then Vega where there are charts, and the page's own."""
+    read = {name: (TEMPLATES / "page" / f"{name}.js").read_text(encoding="utf-8") for name in ("early", *SCRIPTS)}
+    return [read.pop("early"), *[drawing.library()] * with_charts, "".join(read.values())]
+
+
+def page_data(results: Results, names: dict[str, str], drawn: list[charts.Chart]) -> dict:
+    """What the scripts know: every number of each arm, and the charts' points."""
+    groups = numbers(results.arms)
+    return {
+        "arms": {arm.id: arm_data(arm, names[arm.id], groups) for arm in results.arms},
+        "groups": [{"title": title, "numbers": [(one.path, one.title, one.form) for one in group]} for title, group in groups.items()],
+        "facts": {arm.id: charts.facts(arm) for arm in results.arms if arm.accuracy} if drawn else {},
+        "charts": [
+            {"specification": drawing.page_specification(chart), "panels": [{"rows": panel.rows, "rival": panel.rival} for panel in chart.panels]}
+            for chart in drawn
+        ],
+    }
+
+
+def arm_data(arm: Arm, anchor: str, groups: dict) -> dict:
+    name = reading.label(arm)
+    full = f"{name} · {arm.model} · {words.TARGET_NAMES.get(arm.target, arm.target)}"
+    return {"name": name, "full": full, "anchor": anchor, "verdict": verdict(arm), "numbers": {path: (value, text) for path, value, text in values(arm, groups)}}
 
 
 def policy(scripts: list[str]) -> str:
