@@ -13,33 +13,35 @@ from compress.artifact import file_hash
 from compress.errors import InputError
 from compress.network import InputSpec
 from compress.samples import Data, samples
+from evaluators.tasks import open_task
 
 LABELS = "labels.npy"
 DESCRIPTION = "data.json"
 
 
-def prepare(reference: str, folder: str, limit: int, out: str) -> dict[str, Any]:
-    """Writes the first `limit` test samples into the folder `out`; says how many there are and the hash of every file."""
+def prepare(reference: str, folder: str, limit: int, out: str, task: str = "classification") -> dict[str, Any]:
+    """Writes the first `limit` test samples of a task into the folder `out`; says how many there are and the hash of every file."""
     from compress.references import load_data  # brings pydantic, which a measuring process need not have
 
     inputs, labels = load_data(reference, Path(folder), limit=limit)
-    if labels is None:
-        raise InputError(f"{reference!r} returns no labels: accuracy needs a pair (inputs, labels), labels one-dimensional")
     names, arrays = stacked(inputs)
-    labels = np.asarray(labels)[:limit]
-    arrays = [array[: len(labels)] for array in arrays]
+    arrays, labels = [array[:limit] for array in arrays], None if labels is None else np.asarray(labels)[:limit]
     check(reference, names, arrays, labels)
-    files = {f"{index}.npy": array for index, array in enumerate(arrays)} | {LABELS: labels.astype(np.int64)}
+    try:
+        labels = open_task(task).check(labels)
+    except InputError as error:
+        raise InputError(f"{reference!r} does not fit the task {task}: {error}") from error
+    files = {f"{index}.npy": array for index, array in enumerate(arrays)} | ({} if labels is None else {LABELS: labels})
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".data-", dir=Path(out).parent) as fresh:
         whole = Path(fresh) / "whole"
         whole.mkdir()
         for name, array in files.items():
             np.save(whole / name, array)
-        (whole / DESCRIPTION).write_text(json.dumps(names))
+        (whole / DESCRIPTION).write_text(json.dumps({"inputs": names, "task": task}))
         if not Path(out).exists():
             os.replace(whole, out)
-    return {"count": len(labels), "classes": int(labels.max()) + 1, "files": {name: file_hash(Path(out) / name) for name in files}}
+    return {"count": len(arrays[0]), "files": {name: file_hash(Path(out) / name) for name in files}}
 
 
 def stacked(inputs: Data) -> tuple[list[str], list[np.ndarray]]:
@@ -55,16 +57,13 @@ def stacked(inputs: Data) -> tuple[list[str], list[np.ndarray]]:
     return batches[0][0], [np.concatenate(parts) for parts in zip(*(arrays for _, arrays in batches), strict=True)]
 
 
-def check(reference: str, names: list[str], arrays: list[np.ndarray], labels: np.ndarray) -> None:
-    if not len(labels):
+def check(reference: str, names: list[str], arrays: list[np.ndarray], labels: np.ndarray | None) -> None:
+    count = len(arrays[0] if labels is None else labels)
+    if not count:
         raise InputError(f"{reference!r} returns no samples")
-    if not np.issubdtype(labels.dtype, np.integer) and labels.dtype != bool:
-        raise InputError(f"{reference!r} returns labels of type {labels.dtype}: class numbers are integers")
-    if labels.min() < 0:
-        raise InputError(f"{reference!r} returns the label {labels.min()}: class numbers start at 0")
     for name, array in zip(names, arrays, strict=True):
-        if len(array) != len(labels):
-            raise InputError(f"{reference!r}: input {name!r} has {len(array)} samples for {len(labels)} labels")
+        if len(array) != count:
+            raise InputError(f"{reference!r}: input {name!r} has {len(array)} samples for {count} {'of the first input' if labels is None else 'labels'}")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise InputError(f"{reference!r}: input {name!r} holds NaN or infinity")
 
@@ -73,13 +72,23 @@ def is_whole(folder: Path, files: Mapping[str, str]) -> bool:
     return all((folder / name).is_file() for name in [*files, DESCRIPTION])
 
 
-def labels(folder: Path) -> np.ndarray:
-    return np.load(folder / LABELS)
+def labels(folder: Path) -> np.ndarray | None:
+    """[samples, ...], None where the task has none."""
+    return np.load(folder / LABELS) if (folder / LABELS).exists() else None
+
+
+def described(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / DESCRIPTION).read_text())
+
+
+def task(folder: Path) -> str:
+    """What the samples are for."""
+    return described(folder)["task"]
 
 
 def stored_samples(folder: Path, inputs: tuple[InputSpec, ...]) -> Iterator[dict[str, np.ndarray]]:
     """Single samples under the artifact's input names. Arrays are mapped, so only samples that are used take memory."""
-    names = json.loads((folder / DESCRIPTION).read_text())
+    names = described(folder)["inputs"]
     arrays = [np.load(folder / f"{index}.npy", mmap_mode="r") for index in range(len(names))]
     by_position = all(name.isdigit() for name in names)
     for sample in samples(tuple(arrays) if by_position else dict(zip(names, arrays, strict=True)), inputs):

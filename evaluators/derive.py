@@ -10,9 +10,10 @@ import numpy as np
 
 from evaluators import estimating, statistics
 from evaluators.dataset import labels
-from evaluators.metrics import METRICS, accuracy, emulated, gpu, latency, memory, outputs, size
+from evaluators.metrics import METRICS, SCORED, accuracy, emulated, gpu, latency, memory, outputs, size
 from evaluators.results import Arm, Results
 from evaluators.store import Piece, Store
+from evaluators.tasks import Task, open_task
 
 STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
 
@@ -136,7 +137,7 @@ class Reader:
         artifact = export.facts["artifact"]
         float32 = self.done(self.baselines.get(self.group(self.planned[name])), "export")
         answers = self.answers(name)
-        notes = (*artifact["notes"], *(accuracy.note(answers.arrays["answers"]) if answers else ()))
+        notes = (*artifact["notes"], *(self.task(name).notes(answers.arrays, self.labels(name)) if answers else ()))
         there = self.done(name, "gpu")
         told = there.facts if there else {"notes": (), "computed": {}}
         return {
@@ -150,16 +151,20 @@ class Reader:
 
     def answers(self, name: str | None) -> Piece | None:
         """What holds an arm's answers to the test samples."""
-        pieces = (self.done(name, kind) for kind in ("accuracy", "emulated", "android"))
-        return next((piece for piece in pieces if piece and "answers" in piece.arrays), None)
+        pieces = (self.done(name, kind) for kind in SCORED) if name else ()
+        return next((piece for piece in pieces if piece and any(kept in piece.arrays for kept in self.task(name).ANSWERS)), None)
+
+    def task(self, name: str) -> Task:
+        return open_task(self.planned[name]["task"])
 
     def phone_notes(self, name: str) -> tuple[str, ...]:
         phone = self.done(name, "android")
         return tuple(phone.facts["notes"]) if phone else ()
 
-    def labels(self, name: str) -> np.ndarray:
-        """int32 [samples]: what its answers are compared with."""
-        return labels(self.store.folder / "data" / self.links[name]["data"])[: len(self.answers(name).arrays["answers"])]
+    def labels(self, name: str) -> np.ndarray | None:
+        """[samples, ...]: what its answers are compared with."""
+        found, arrays = labels(self.store.folder / "data" / self.links[name]["data"]), self.answers(name).arrays
+        return None if found is None else found[: len(arrays[self.task(name).ANSWERS[0]])]
 
     def latency_notes(self, name: str) -> tuple[str, ...]:
         timed = self.done(name, "latency")
@@ -187,8 +192,10 @@ class Reader:
         if away and home and "output_0" in away.arrays:
             found["agreement"] = outputs.derive(away.arrays, home.arrays)
         if answers:
-            float32 = self.answers(baseline) if baseline != name else None
-            found["accuracy"] = accuracy.derive(answers.arrays["answers"], float32.arrays["answers"] if float32 else None, self.labels(name))
+            float32 = self.answers(baseline)
+            given = self.task(name), answers.arrays, float32.arrays if float32 else None, self.labels(name), baseline == name
+            found["accuracy"], *found["beside"] = accuracy.derive(*given) or [None]
+            found["beside"] = tuple(found["beside"])
         if timed:
             pair = self.store.piece(timed.facts["pair"])
             found["latency"] = latency.derive(timed.facts, timed.arrays["blocks"], pair and pair.arrays, baseline == name, self.planned[name]["threads"])
@@ -196,11 +203,11 @@ class Reader:
 
 
 def adjusted(arms: list[Arm]) -> tuple[Arm, ...]:
-    """The arms with McNemar's p adjusted over all recipes that are compared with the same float32 arm (Holm)."""
+    """The arms with the p of their scores adjusted over all recipes that are compared with the same float32 arm (Holm)."""
     families: dict[tuple, dict[str, float]] = {}
     for arm in arms:
-        if arm.accuracy and arm.accuracy.mcnemar_p is not None:
-            families.setdefault((arm.model, arm.exporter, arm.runtime, arm.target), {})[arm.id] = arm.accuracy.mcnemar_p
+        if arm.accuracy and arm.accuracy.p is not None:
+            families.setdefault((arm.model, arm.exporter, arm.runtime, arm.target), {})[arm.id] = arm.accuracy.p
     together = {name: p for family in families.values() for name, p in statistics.holm(family).items()}
     return tuple(replace(arm, accuracy=replace(arm.accuracy, holm_p=together[arm.id])) if arm.id in together else arm for arm in arms)
 

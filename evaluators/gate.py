@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
+import numpy as np
+
 from compress.errors import InputError
 from evaluators.derive import Reader, load_results
 from evaluators.metrics import accuracy
 from evaluators.report import words
 from evaluators.report.files import write
 from evaluators.report.reading import is_baseline
-from evaluators.results import Accuracy, Arm
+from evaluators.results import Arm, Score
 from evaluators.store import Store
 
 Outcome = Literal["passed", "failed", "skipped"]
@@ -74,24 +76,21 @@ class Before:
     def ran(self, arm: str) -> bool:
         return arm in self.arms and self.arms[arm].status == "done"
 
-    def accuracy(self, arm: str) -> Accuracy | str:
+    def accuracy(self, arm: str) -> Score | str:
         """The arm's accuracy against the baseline's arm of the same name, or why there is none."""
         if not self.ran(arm):
             return "the baseline has no result for this arm"
         with Store(self.folder, create=False) as here, Store(self.baseline, create=False) as there:
-            (mine, truth), (theirs, their_truth) = answers(here, arm), answers(there, arm)
-        if mine is None or theirs is None:
-            return "one of the two studies has no answers of this arm"
-        if len(truth) != len(their_truth) or (truth != their_truth).any():
-            return f"the two studies have other test samples ({len(their_truth)} and {len(truth)})"
-        return accuracy.derive(mine, theirs, truth)
-
-
-def answers(store: Store, arm: str):
-    """An arm's answers and the labels, int32 [samples] each; None, None where it has none."""
-    reader = Reader(store)
-    piece = reader.answers(arm)
-    return (piece.arrays["answers"], reader.labels(arm)) if piece else (None, None)
+            now, then = Reader(here), Reader(there)
+            mine, theirs = now.answers(arm), then.answers(arm)
+            if mine is None or theirs is None:
+                return "one of the two studies has no answers of this arm"
+            if now.planned[arm]["task"] != then.planned[arm]["task"]:
+                return f"the two studies have other tasks ({then.planned[arm]['task']} and {now.planned[arm]['task']})"
+            truth, their_truth = now.labels(arm), then.labels(arm)
+            if not np.array_equal(truth, their_truth):
+                return f"the two studies have other test samples ({len(their_truth)} and {len(truth)})"
+            return accuracy.derive(now.task(arm), mine.arrays, theirs.arrays, truth)[0]
 
 
 def judge(arm: Arm, limits: Limits, before: Before | None) -> Iterator[Finding]:
@@ -135,10 +134,10 @@ def accuracy_drop(arm: Arm, most: float, before: Before | None) -> Finding:
         f"{words.percent(found.value.value)}, {words.points(found.difference.value)} points against {against} "
         f"{words.interval(found.difference, words.points)}; allowed a drop of {most:g}"
     )
-    worst = -100 * found.difference.low
+    worst = 100 * found.drop.high
     if worst <= most:
         return Finding(arm.id, "accuracy", "passed", said)
-    hint = "" if -100 * found.difference.value > most else f"; more than {found.count:,} samples would narrow it"
+    hint = "" if 100 * found.drop.value > most else f"; more than {found.count:,} samples would narrow it"
     return Finding(arm.id, "accuracy", "failed", f"{said}: over by {worst - most:.1f} at the interval's lower end{hint}")
 
 

@@ -12,6 +12,10 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def negative(self) -> "Estimate":
+        return Estimate(-self.value, -self.high, -self.low)
+
 
 @dataclass(frozen=True)
 class TensorRow:
@@ -78,20 +82,52 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Classification on the test samples, paired with the float32 arm of the same runtime."""
+class Metric:
+    """What the scores of a task are; each sample has one.
 
-    correct: int
-    count: int
-    value: Estimate  # Wilson interval
-    difference: Estimate | None  # this arm's accuracy minus float32's, bootstrap over samples
-    mcnemar_p: float | None  # exact, two-sided
-    worse: int | None  # right in float32, wrong here
+    kind  right: 1 or 0, the value is the share of right ones
+          mean: any number, the value is their mean
+          perplexity: nats a token, the value is the exponential of their mean; a difference is float32's share: 0.02 for 2% more
+          likeness: how close to float32's outputs, which is perfect for float32 itself; the value is their mean, and there is no difference beside it
+    """
+
+    title: str  # inside a sentence: "accuracy", "perplexity", "SQNR"
+    kind: Literal["right", "mean", "perplexity", "likeness"] = "mean"
+    unit: str = ""  # "%": scores are shares, differences points; else what stands behind the number: "dB", "mm"
+    higher_is_better: bool = True
+    noun: str = "sample"  # what has a score: "answer", "document"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an arm reaches on the test samples, paired with the float32 arm of the same runtime; all None where that has none, or is this arm."""
+
+    metric: Metric
+    count: int  # samples with a score
+    value: Estimate  # Wilson interval of a share of right answers, else bootstrap over samples
+    before: float | None  # float32's value on the same samples
+    difference: Estimate | None  # this arm's value less float32's, bootstrap over samples; None for a likeness
+    p: float | None  # that float32 and this arm are equally good, two-sided
+    worse: int | None  # samples that score worse than in float32
     better: int | None
-    flipped: float | None  # share of answers that changed
-    agreement: float | None  # share of answers equal to float32's
-    smallest_drop: float | None  # accuracy drop that this sample would have shown with 80% power
-    holm_p: float | None = None  # mcnemar_p adjusted over all recipes of the same runtime
+    flipped: float | None  # share of samples whose answer, or output, is not float32's
+    smallest: float | None  # difference for the worse that these samples would have shown with 80% power, positive
+    worst: float | None = None  # the worst sample's score; None where a score is right or wrong
+    holm_p: float | None = None  # p adjusted over all recipes of the same runtime
+
+    @property
+    def test(self) -> str:
+        """What p is from."""
+        return "" if self.p is None else "exact McNemar" if self.metric.kind == "right" else "sign-flip permutation"
+
+    @property
+    def correct(self) -> int | None:
+        return round(self.value.value * self.count) if self.metric.kind == "right" else None
+
+    @property
+    def drop(self) -> Estimate | None:
+        """How much worse than float32, whichever way is better: positive is worse."""
+        return self.difference.negative if self.difference and self.metric.higher_is_better else self.difference
 
 
 @dataclass(frozen=True)
@@ -170,7 +206,8 @@ class Arm:
     size: Size | None = None
     latency: Latency | None = None
     memory: Memory | None = None
-    accuracy: Accuracy | None = None
+    accuracy: Score | None = None  # of the study's task, whatever that is
+    beside: tuple[Score, ...] = ()  # other scores of the same samples, by which nothing is judged
     gpu: Gpu | None = None
     instructions: Instructions | None = None
     estimated: Estimated | None = None

@@ -193,12 +193,12 @@ class Run:
 
     def data(self, model: str) -> Piece:
         reference = self.study.data(model)[1]
-        key = identity("data", self.contents[reference], self.study.samples)
+        key = identity("data", self.contents[reference], self.study.samples, self.study.task)
         place = self.store.folder / "data" / key
         piece = self.store.settled(key)
         if piece and piece.status == "done" and is_whole(place, piece.facts["files"]):
             return piece
-        outcome = self.fresh("evaluators.dataset:prepare", reference, str(self.study.folder), self.study.samples, str(place))
+        outcome = self.fresh("evaluators.dataset:prepare", reference, str(self.study.folder), self.study.samples, str(place), self.study.task)
         return self.keep("data", key, reference, outcome, lambda value: (value, {}))
 
     def data_folder(self, data: Piece) -> str:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from evaluators.results import Estimate
 
 RESAMPLES = 10_000
+SCORE_RESAMPLES = 2_000  # of samples, which are many and not counted in two numbers
+BATCH = 500  # resamples at a time: it bounds memory
 SEED = 20260101
 CONFIDENCE = 0.95
 PERCENTILES = (0.9, 0.95, 0.99, 0.999)
@@ -62,6 +64,59 @@ def detection(count: int, drop: float, changed: float, alpha: float) -> float:
     m = np.arange(count + 1)
     enough = stats.binom.isf(alpha / 2, m, 0.5) + 1  # fewest worse answers of m that the test rejects for
     return float((stats.binom.pmf(m, count, share) * stats.binom.sf(enough - 1, m, (1 + drop / share) / 2)).sum())
+
+
+def mean(scores: np.ndarray, weights: np.ndarray) -> Estimate:
+    """Weighted mean of scores [samples] with its bootstrap interval over samples; without ends where there is one sample."""
+    value = float(np.average(scores, weights=weights))
+    if len(scores) < 2:
+        return Estimate(value, -np.inf, np.inf)
+    tail = expanded_tail(len(scores))
+    found = stats.bootstrap(
+        (scores * weights, weights),
+        lambda products, w, axis: products.sum(axis) / w.sum(axis),
+        paired=True,
+        n_resamples=SCORE_RESAMPLES,
+        batch=BATCH,
+        confidence_level=1 - 2 * tail,
+        method="percentile",
+        rng=SEED,
+    ).confidence_interval
+    return Estimate(value, float(found.low), float(found.high))
+
+
+def sign_flips(differences: np.ndarray, count: int = 9_999) -> float:
+    """Two-sided p of as large a sum of paired differences, were both arms equally good, so that each difference had either sign (Fisher 1935).
+
+    What `scipy.stats.permutation_test` computes with permutation_type="samples", 20 times as fast. It is about the mean that is shown, as Wilcoxon's test
+    is not, and takes no distribution for granted (Dror et al. 2018 recommend it). All signs where they are at most `count`, else that many drawn ones, of
+    which the observed counts as one (Phipson and Smyth 2010).
+    """
+    d = differences[differences != 0].astype(np.float64)
+    least, everything = abs(d.sum()) * (1 - 1e-12), d.sum()
+    if 2 ** min(len(d), 60) <= count:
+        signs = (np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1
+        return float((np.abs(2 * (signs @ d) - everything) >= least).mean())
+    generator, as_large = np.random.default_rng(SEED), 0
+    for start in range(0, count, BATCH):
+        signs = generator.integers(0, 2, (min(BATCH, count - start), len(d)), np.int8)
+        as_large += int((np.abs(2 * (signs.astype(np.float64) @ d) - everything) >= least).sum())
+    return (as_large + 1) / (count + 1)
+
+
+def smallest_difference(differences: np.ndarray, weights: np.ndarray, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """The smallest weighted mean of paired differences [samples] that a paired t-test would have shown with 80% power, at the spread that these have.
+
+    By Student's noncentral t; for large samples the sign-flip test has the power of the t-test (Hoeffding 1952). None where nothing differs, or for one
+    sample. The spread of a weighted mean is that of w (d - mean) / mean(w) (the ratio estimator, linearized; Cochran 1977, chapter 6).
+    """
+    count = len(differences)
+    if count < 2 or not differences.any():
+        return None
+    spread = (weights * (differences - np.average(differences, weights=weights)) / weights.mean()).std(ddof=1)
+    critical = stats.t.isf(alpha / 2, count - 1)
+    shift = optimize.brentq(lambda nc: stats.nct.sf(critical, count - 1, nc) + stats.nct.cdf(-critical, count - 1, nc) - power, 0, 20 + critical)
+    return float(shift * spread / np.sqrt(count))
 
 
 def expanded_tail(blocks: int) -> float:

@@ -3,8 +3,9 @@
 from math import comb, sqrt
 from random import Random
 
-from evaluators.results import Accuracy, Arm, Estimate, Latency, Memory, Results, Size, TensorRow
+from evaluators.results import Arm, Estimate, Latency, Memory, Metric, Results, Score, Size, TensorRow
 
+TOP1 = Metric("accuracy", "right", "%", noun="answer")
 SAMPLES, BASE_CORRECT, HIDDEN, LAYERS = 600, 521, 384, 6
 # recipe: planned format, stored dtype, bytes a weight, time relative to float32, answers lost of 600, answers changed
 RECIPES = {
@@ -138,17 +139,16 @@ def latency(recipe: str, runtime: str, base_ms: float, random: Random) -> Latenc
     return Latency(blocks, 300, 2, middle, tails, cold, median * 2.4, 11, speedup, verdict, Estimate(0.998, 0.988, 1.009))
 
 
-def accuracy(recipe: str) -> Accuracy:
+def accuracy(recipe: str) -> Score:
     lost, changed = RECIPES[recipe][4:]
     worse = (changed + lost) // 2
     better, correct = changed - worse, BASE_CORRECT - lost
     spread = sqrt(max(changed, 1)) / SAMPLES
     if recipe == "float32":
-        return Accuracy(correct, SAMPLES, wilson(correct), None, None, None, None, None, None, None)
+        return Score(TOP1, SAMPLES, wilson(correct), *[None] * 7)
     difference = Estimate((better - worse) / SAMPLES, (better - worse) / SAMPLES - 1.96 * spread, (better - worse) / SAMPLES + 1.96 * spread)
-    flipped = changed / SAMPLES
-    p = mcnemar(worse, better)
-    return Accuracy(correct, SAMPLES, wilson(correct), difference, p, worse, better, flipped, 1 - flipped, 0.006 + 2.8 * spread, min(1.0, 6 * p))
+    p, before = mcnemar(worse, better), BASE_CORRECT / SAMPLES
+    return Score(TOP1, SAMPLES, wilson(correct), before, difference, p, worse, better, changed / SAMPLES, smallest=0.006 + 2.8 * spread, holm_p=min(1.0, 6 * p))
 
 
 def wilson(correct: int, z: float = 1.96) -> Estimate:

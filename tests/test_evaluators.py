@@ -15,6 +15,7 @@ from evaluators.environment import environment
 from evaluators.metrics import accuracy, latency
 from evaluators.results import Estimate
 from evaluators.store import Claim, Piece, Store, identity
+from evaluators.tasks import classification
 from evaluators.worker import THREAD_VARIABLES, Worker
 
 # Statistics
@@ -160,11 +161,12 @@ def test_fast_models_get_more_runs_in_a_block_within_bounds():
 
 
 def test_scores_that_are_not_finite_count_as_wrong_and_are_said():
-    answers = accuracy.answers(np.array([[0.1, 0.9], [np.nan, 1.0], [np.inf, 0.0]], np.float32))
-    assert answers.tolist() == [1, -1, -1]
-    found = accuracy.derive(answers, np.array([1, 0, 0]), np.array([1, 0, 1]))
-    assert (found.correct, found.worse, found.better, found.agreement) == (1, 1, 0, pytest.approx(1 / 3))
-    assert "2 of 3" in accuracy.note(answers)[0]
+    rows = [classification.keep([np.array([row], np.float32)], None) for row in ([0.1, 0.9], [np.nan, 1.0], [np.inf, 0.0])]
+    kept = {"answers": np.stack([row["answers"] for row in rows])}
+    assert kept["answers"].tolist() == [1, -1, -1]
+    (found,) = accuracy.derive(classification, kept, {"answers": np.array([1, 0, 0])}, np.array([1, 0, 1]))
+    assert (found.correct, found.worse, found.better, found.flipped, found.before) == (1, 1, 0, pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert "2 of 3" in classification.notes(kept, None)[0]
 
 
 # The store
@@ -325,7 +327,7 @@ def test_references_that_cannot_work_are_found_before_any_work(tmp_path, referen
     [
         ("{'x': np.full((3, 2), np.nan, np.float32)}, np.zeros(3, int)", "NaN"),
         ("{'x': np.zeros((2, 2))}, np.zeros(3, int)", "2 samples for 3 labels"),
-        ("{'x': np.zeros((2, 2))}", "no labels"),
+        ("{'x': np.zeros((2, 2))}", "there are none"),
         ("{'x': np.zeros((0, 2))}, np.zeros(0, int)", "no samples"),
         ("{'x': np.zeros((2, 2))}, np.zeros(2)", "integers"),
         ("{'x': np.zeros((2, 2))}, np.array([0, -1])", "start at 0"),

@@ -203,7 +203,7 @@ def test_csv_json_and_html_hold_equal_numbers(study, page):
         "memory_model_bytes": ("memory", "model_bytes"),
         "accuracy": ("accuracy", "value", "value"),
         "accuracy_difference": ("accuracy", "difference", "value"),
-        "mcnemar_p": ("accuracy", "mcnemar_p"),
+        "p": ("accuracy", "p"),
         "flipped": ("accuracy", "flipped"),
     }
     compared = 0
@@ -229,7 +229,7 @@ def test_a_simulated_arm_never_looks_small_or_fast(study):
         index,
         size=replace(arm.size, file_bytes=1_000_000, ratio=90.6),
         latency=replace(arm.latency, median_ms=Estimate(1.0, 0.99, 1.01), speedup=Estimate(29.0, 28.0, 30.0), verdict="faster"),
-        accuracy=replace(arm.accuracy, difference=Estimate(0.0, -0.01, 0.01), mcnemar_p=1.0, value=Estimate(0.99, 0.98, 1.0)),
+        accuracy=replace(arm.accuracy, difference=Estimate(0.0, -0.01, 0.01), p=1.0, value=Estimate(0.99, 0.98, 1.0)),
     )
     liar = tempting.arms[index]
     chosen = [pick for one in reading.picks(tempting) for found in (one, *one.runtimes) for pick in (found.smallest, found.fastest) if pick]
@@ -268,7 +268,7 @@ def test_no_difference_shown_is_never_an_achievement(study, page):
 
 def test_picks_are_the_best_arms_without_a_loss(study):
     def fine(arm):
-        difference, p = (arm.accuracy.difference, arm.accuracy.mcnemar_p) if arm.accuracy else (None, None)
+        difference, p = (arm.accuracy.difference, arm.accuracy.p) if arm.accuracy else (None, None)
         shown = difference is not None and (difference.high < 0 or (p < 0.05 and difference.value < 0))
         return difference is not None and not shown and not any(t.placement == "simulated" for t in arm.tensors)
 
@@ -281,7 +281,7 @@ def test_picks_are_the_best_arms_without_a_loss(study):
 
 
 def test_without_a_baseline_nothing_is_recommended(study):
-    unpaired = dict.fromkeys(("difference", "mcnemar_p", "worse", "better", "flipped", "agreement", "smallest_drop"))
+    unpaired = dict.fromkeys(("before", "difference", "p", "worse", "better", "flipped", "smallest", "holm_p"))
     lost = {"status": "failed", "cause": "out of memory", "size": None, "latency": None, "memory": None, "accuracy": None, "tensors": ()}
     arms = tuple(
         replace(

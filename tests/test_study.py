@@ -11,6 +11,7 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_study import STUDY, written
 
@@ -106,8 +107,8 @@ def test_predictions_are_kept_sample_by_sample(finished):
     out, _, results, _ = finished
     with Store(out) as store:
         kept = store.piece(store.links(results.arms[1].id)["accuracy"])
-    assert kept.arrays["logits"].shape == (40, 10) and str(kept.arrays["logits"].dtype) == "float32"
-    assert kept.arrays["answers"].tolist() == kept.arrays["logits"].argmax(1).tolist()
+    assert {name: (array.shape, str(array.dtype)) for name, array in kept.arrays.items()} == {"answers": ((40,), "int32"), "top": ((40, 5), "int32")}
+    assert kept.arrays["answers"].tolist() == kept.arrays["top"][:, 0].tolist()
 
 
 def test_a_finished_study_measures_nothing_and_says_the_same(finished, folder):
@@ -147,7 +148,7 @@ def test_the_gate_compares_answers_with_an_earlier_study(finished, tmp_path):
     with Store(earlier) as store:
         kept = store.piece(store.links(name)["accuracy"])
         truth = Reader(store).labels(name)
-        store.keep(replace(kept, arrays={**kept.arrays, "answers": truth}))  # an earlier study that was always right
+        store.keep(replace(kept, arrays={**kept.arrays, "answers": truth.astype(np.int32)}))  # an earlier study that was always right
     (worse,) = check(out, Limits(accuracy_drop=1.0), earlier, [name])
     assert worse.outcome == "failed" and "against the baseline" in worse.said and "over by" in worse.said
     with pytest.raises(InputError, match="no arm is named"):

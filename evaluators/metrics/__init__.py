@@ -19,5 +19,8 @@ METRICS = Registry(
 """Metrics that take one arm at a time; a target says which of them are measured there. A module has
 `measure(artifact, folder, runtime, threads, data, samples)`, which returns (facts, arrays) from inside a measuring process."""
 
+SCORED = ("accuracy", "emulated", "android")
+"""Metrics that keep what the study's task scores."""
+
 AT_HOME = ("outputs",)
 """Metrics that are measured on this machine's CPU for whichever target asks for them."""

@@ -19,7 +19,7 @@ from evaluators.android.device import FOLDER
 from evaluators.android.phone import PHONE, Phone
 from evaluators.artifact_facts import from_facts
 from evaluators.dataset import stored_samples
-from evaluators.metrics.accuracy import answers, scores
+from evaluators.metrics.accuracy import kept
 from evaluators.metrics.latency import INPUTS
 from evaluators.metrics.outputs import stacked
 from evaluators.targets.adb import Adb
@@ -77,7 +77,7 @@ class ExecuTorch:
     """The runner reads real samples and writes all outputs; it prints every single time."""
 
     def __init__(self, phone: Phone, artifact: Artifact, threads: int, data: Path, samples: int):
-        self.phone, self.artifact, self.threads = phone, artifact, threads
+        self.phone, self.artifact, self.threads, self.data = phone, artifact, threads, data
         inputs = list(islice(stored_samples(data, artifact.contents.inputs), samples))
         self.samples = len(inputs)
         self.program, self.graph = (phone.device.push(path) for path in (phone.target.programs()["executorch"], artifact.path))
@@ -97,11 +97,7 @@ class ExecuTorch:
             rows = executorch_runner.unpacked(self.phone.device.read(place), self.samples, self.artifact.contents.outputs)
         finally:
             self.phone.device.shell(f"rm -f {place}")
-        logits = np.stack([scores(row) for row in rows])
-        return {"notes": [], "peak_bytes": found.peak_bytes, "baseline_bytes": found.baseline_bytes}, {
-            "logits": logits,
-            "answers": answers(logits),
-        } | stacked(rows)
+        return {"notes": [], "peak_bytes": found.peak_bytes, "baseline_bytes": found.baseline_bytes}, kept(rows, self.data) | stacked(rows)
 
     def warm_up(self, seconds: float) -> dict[str, Any]:
         found = self.run(seconds, ESTIMATE_RUNS)
@@ -131,7 +127,7 @@ def opened(facts: dict[str, Any], folder: str, runtime: str, threads: int, data:
 
 
 def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data: str, samples: int) -> Measured:
-    """`notes`, and memory where the program tells it; `logits`, `answers` and `output_*` as the metrics of these names where it gives outputs."""
+    """`notes`, and memory where the program tells it; what the task keeps and `output_*` as the metric outputs has them where it gives outputs."""
     return opened(facts, folder, runtime, threads, data, samples).measure()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from evaluators.artifact_facts import from_facts
 from evaluators.dataset import stored_samples
 from evaluators.emulation.guest import CLASSES, counted, peak_bytes
-from evaluators.metrics.accuracy import answers, scores
+from evaluators.metrics.accuracy import kept
 from evaluators.metrics.outputs import stacked
 from evaluators.results import Instructions
 from evaluators.runtimes import RUNTIMES, Runtime
@@ -23,7 +23,7 @@ KERNELS = {"mmla": ("SMMLA", 32), "dot": ("SDOT", 16), "int_mla": ("SMLAL", 8), 
 
 
 def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data: str, samples: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """`logits`, `answers` and `output_*` as the metrics of these names, and `counts` int64 [runs, classes]."""
+    """What the task keeps, `output_*` as the metric outputs has them, and `counts` int64 [runs, classes]."""
     module = guest_module(runtime)
     known, artifact = module.versions(), from_facts(facts, Path(folder))
     baseline = peak_bytes()
@@ -31,9 +31,8 @@ def measure(facts: dict[str, Any], folder: str, runtime: str, threads: int, data
     inputs = list(islice(stored_samples(Path(data), artifact.contents.inputs), samples))
     rows = [session.run(sample) for sample in inputs]
     counts = steady(lambda: session.run(inputs[0]))
-    logits = np.stack([scores(row) for row in rows])
-    kept = {"logits": logits, "answers": answers(logits), "counts": counts} | stacked(rows)
-    return {"versions": known, "baseline_bytes": baseline, "peak_bytes": peak_bytes()}, kept
+    arrays = kept(rows, Path(data)) | {"counts": counts} | stacked(rows)
+    return {"versions": known, "baseline_bytes": baseline, "peak_bytes": peak_bytes()}, arrays
 
 
 def steady(run: Callable[[], Any]) -> np.ndarray:

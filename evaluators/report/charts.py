@@ -1,4 +1,4 @@
-"""What accuracy costs: fronts of accuracy against size, latency, memory, instructions and bits, as data that `drawing` draws."""
+"""What a good score costs: fronts of a study's scores against size, latency, memory, instructions and bits. `drawing` draws them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any
 
 from evaluators.report import words
 from evaluators.report.numbers import bits_per_weight
-from evaluators.report.reading import Group, groups, is_simulated, label, loss
-from evaluators.results import Arm, Estimate, Results
+from evaluators.report.reading import Group, against_words, groups, is_simulated, label, loss, metric
+from evaluators.results import Arm, Estimate, Metric, Results
 
 LOG_FROM = 5  # an axis whose largest value is this many times its smallest is logarithmic
 
@@ -66,6 +66,7 @@ class Chart:
 
     group: Group
     axis: Axis
+    metric: Metric
     recipes: tuple[str, ...]
     x: tuple[float, float]
     y: tuple[float, float]
@@ -73,7 +74,11 @@ class Chart:
 
     @property
     def log(self) -> bool:
-        return self.x[0] > 0 and self.x[1] / self.x[0] >= LOG_FROM
+        return is_log(*self.x)
+
+    @property
+    def log_y(self) -> bool:
+        return self.metric.unit != "%" and is_log(*self.y)
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -91,13 +96,24 @@ def charts(results: Results, axes: Sequence[Axis] = AXES) -> list[Chart]:
 
 
 def chart(group: Group, axis: Axis, arms: list[Arm]) -> Chart:
-    shown = [arm for arm in arms if arm.accuracy and axis.read(arm)]
+    shown = [arm for arm in arms if scored(arm) and axis.read(arm)]
     best = front(shown, axis)
-    rival = [{"x": axis.read(arm).value, "y": 100 * arm.accuracy.value.value} for arm in best]
+    rival = [{"x": axis.read(arm).value, "y": height(arm).value} for arm in best]
     runtimes = dict.fromkeys(arm.runtime for arm in shown)
     panels = tuple(panel(runtime, [arm for arm in shown if arm.runtime == runtime], axis, rival) for runtime in runtimes)
     recipes = tuple(dict.fromkeys(arm.recipe for arm in arms))
-    return Chart(group, axis, recipes, x_range([axis.read(arm) for arm in shown]), y_range([arm.accuracy.value for arm in shown]), panels)
+    return Chart(group, axis, metric(arms), recipes, x_range([axis.read(arm) for arm in shown]), y_range([height(arm) for arm in shown], metric(arms)), panels)
+
+
+def scored(arm: Arm) -> bool:
+    """Whether it has a score that can be drawn: a likeness to float32's outputs is infinite where they are equal."""
+    return arm.accuracy is not None and isfinite(arm.accuracy.value.value)
+
+
+def height(arm: Arm) -> Estimate:
+    """Its score as drawn: shares as percent."""
+    score, factor = arm.accuracy.value, 100 if arm.accuracy.metric.unit == "%" else 1
+    return Estimate(factor * score.value, factor * score.low, factor * score.high)
 
 
 def panel(runtime: str, arms: list[Arm], axis: Axis, rival: list[dict]) -> Panel:
@@ -106,13 +122,18 @@ def panel(runtime: str, arms: list[Arm], axis: Axis, rival: list[dict]) -> Panel
 
 
 def front(arms: list[Arm], axis: Axis) -> list[Arm]:
-    """The arms that no other beats in both accuracy and cost, from small to large. Simulated arms never count."""
+    """The arms that no other beats in both score and cost, from small to large. Simulated arms never count."""
     best: list[Arm] = []
     able = [arm for arm in arms if not is_simulated(arm)]
-    for arm in sorted(able, key=lambda arm: (axis.read(arm).value, -arm.accuracy.value.value)):
-        if not best or arm.accuracy.value.value > best[-1].accuracy.value.value:
+    for arm in sorted(able, key=lambda arm: (axis.read(arm).value, -goodness(arm))):
+        if not best or goodness(arm) > goodness(best[-1]):
             best.append(arm)
     return best
+
+
+def goodness(arm: Arm) -> float:
+    score = arm.accuracy
+    return score.value.value if score.metric.higher_is_better else -score.value.value
 
 
 def row(arm: Arm, x: Estimate, place: int | None) -> dict[str, Any]:
@@ -128,35 +149,32 @@ def row(arm: Arm, x: Estimate, place: int | None) -> dict[str, Any]:
 
 
 def facts(arm: Arm) -> dict[str, Any]:
-    """The rest of a row: an arm's accuracy, and what is said of it when one points at it."""
-    accuracy, simulated, bits = arm.accuracy, is_simulated(arm), bits_per_weight(arm)
+    """The rest of a row: an arm's score, and what is said of it when one points at it."""
+    score, drawn, simulated = arm.accuracy, height(arm), is_simulated(arm)
     said = {
         "Size": words.megabytes(arm.size.file_bytes) if arm.size else words.NOTHING,
         "Latency": f"{words.milliseconds(arm.latency.median_ms.value)} {words.interval(arm.latency.median_ms)}" if arm.latency else words.NOTHING,
         "Memory": words.megabytes(arm.memory.model_bytes) if arm.memory else words.NOTHING,
         "Instructions": words.instructions(arm.instructions.total) if arm.instructions else words.NOTHING,
-        "Bits per weight": words.number(bits),
-        "Accuracy": f"{words.percent(accuracy.value.value)} {words.interval(accuracy.value, words.percent)}",
+        "Bits per weight": words.number(bits_per_weight(arm)),
+        "Score": f"{words.in_unit(score.value.value, score.metric)} {words.score_interval(score.value, score.metric)}",
         "Against float32": against(arm),
         "Weights": "simulated: no smaller, no faster" if simulated else "stored as planned",
     }
-    place = {"y": 100 * accuracy.value.value, "y_low": 100 * accuracy.value.low, "y_high": 100 * accuracy.value.high}
+    place = {"y": drawn.value, "y_low": drawn.low, "y_high": drawn.high}
     return {"arm": label(arm), "recipe": arm.recipe, **place, "simulated": simulated} | said
 
 
-SAID = ("Size", "Latency", "Memory", "Instructions", "Bits per weight", "Accuracy", "Against float32", "Weights")
+SAID = ("Size", "Latency", "Memory", "Instructions", "Bits per weight", "Score", "Against float32", "Weights")
 
 
 def against(arm: Arm) -> str:
-    difference = arm.accuracy.difference
     if loss(arm) == "baseline":
         return "this is the baseline"
-    if difference is None:
-        return "no baseline to compare with"
-    return f"{words.points(difference.value)} points {words.interval(difference, words.points)}: {LOSS_WORDS[loss(arm)]}"
+    return "no baseline to compare with" if loss(arm) == "unknown" else f"{against_words(arm).replace(' against float32', '')}: {LOSS_WORDS[loss(arm)]}"
 
 
-LOSS_WORDS = {"loss": "a loss", "gain": "a gain", "none shown": "no loss shown", "unknown": "not known", "baseline": "baseline"}
+LOSS_WORDS = {"loss": "a loss", "gain": "a gain", "none shown": "no loss shown"}
 
 
 def x_range(values: list[Estimate]) -> tuple[float, float]:
@@ -164,13 +182,21 @@ def x_range(values: list[Estimate]) -> tuple[float, float]:
     if not values:
         return 0.0, 1.0
     low, high = min(v.low for v in values), max(v.high for v in values)
-    return (low / 1.25, high * 1.25) if low > 0 and high / low >= LOG_FROM else (0.0, high * 1.12)
+    return (low / 1.25, high * 1.25) if is_log(low, high) else (min(0.0, low), high * 1.12)
 
 
-def y_range(values: list[Estimate]) -> tuple[float, float]:
-    """Percent, around all intervals."""
-    if not values:
-        return 0.0, 100.0
-    low, high = 100 * min(v.low for v in values), 100 * max(v.high for v in values)
-    room = max(0.5, 0.06 * (high - low))
-    return max(0.0, low - room), min(100.0, high + room)
+def y_range(values: list[Estimate], about: Metric) -> tuple[float, float]:
+    """Around all intervals; percent, or the metric's own unit. Logarithmic where `Chart.log_y` says so."""
+    ends = [end for v in values for end in (v.low, v.high)] or [0.0, 100.0]
+    low, high = min(ends), max(ends)
+    if about.unit == "%":
+        room = max(0.5, 0.06 * (high - low))
+        return max(0.0, low - room), min(100.0, high + room)
+    if is_log(low, high):
+        return low / 1.1, high * 1.1
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def is_log(low: float, high: float) -> bool:
+    return low > 0 and high / low >= LOG_FROM

@@ -23,15 +23,26 @@ def ticks(low: float, high: float) -> list[float]:
 def scale_x(chart: Chart):
     import altair as alt
 
-    axis = alt.Axis(values=ticks(*chart.x), format="~g") if chart.log else alt.Axis(tickCount=5, format="~r")
+    steps = (
+        [bits for bits in (1, 2, 4, 8, 16, 32, 64) if chart.x[0] <= bits <= chart.x[1]] if chart.axis.key == "bits" else ticks(*chart.x) if chart.log else None
+    )
+    axis = alt.Axis(values=steps, format="~g") if steps else alt.Axis(tickCount=5, format="~r")
     return alt.X("x:Q", title=chart.axis.title, axis=axis, scale=alt.Scale(domain=list(chart.x), type="log" if chart.log else "linear", nice=False))
+
+
+def scale_y(chart: Chart):
+    import altair as alt
+
+    about = chart.metric
+    title = f"{words.capital(about.title)}, {about.unit}" if about.unit else words.capital(about.title)
+    return alt.Y("y:Q", title=title, scale=alt.Scale(domain=list(chart.y), type="log" if chart.log_y else "linear", nice=False), axis=alt.Axis(**Y_AXIS))
 
 
 def draw(chart: Chart, data, rival, ink: str, legend: bool):
     """The Altair chart of one panel: fronts in `ink`, then error bars, then points; hollow points are simulated."""
     import altair as alt
 
-    x, y = scale_x(chart), alt.Y("y:Q", title="Accuracy, %", scale=alt.Scale(domain=list(chart.y), nice=False), axis=alt.Axis(**Y_AXIS))
+    x, y = scale_x(chart), scale_y(chart)
     names = list(chart.recipes)
     colors, shapes = zip(*(LOOKS[i % len(LOOKS)] for i in range(len(names))), strict=True)
     key = alt.Legend(title=None, orient="bottom", columns=4, symbolSize=90, symbolOpacity=1) if legend else None
@@ -50,7 +61,7 @@ def draw(chart: Chart, data, rival, ink: str, legend: bool):
             y=y,
             color=color,
             shape=shape,
-            tooltip=tooltips(),
+            tooltip=tooltips(chart),
             fillOpacity=alt.condition("datum.simulated", alt.value(0), alt.value(1)),
             fill=alt.Fill("recipe:N", scale=alt.Scale(domain=names, range=list(colors)), legend=None),
         ),
@@ -69,10 +80,11 @@ def front_labels(data, x, y, chart: Chart, ink: str):
     return named.mark_text(**look, baseline="middle", fontSize=10.5, color=ink).encode(x=x, y=y, text="recipe:N")
 
 
-def tooltips() -> list:
+def tooltips(chart: Chart) -> list:
     import altair as alt
 
-    return [alt.Tooltip(f"{name}:N", title=name.capitalize()) for name in ("arm", *SAID)]
+    titles = {"arm": "Arm"} | {name: name for name in SAID} | {"Score": words.capital(chart.metric.title)}
+    return [alt.Tooltip(f"{name}:N", title=title) for name, title in titles.items()]
 
 
 def page_specification(chart: Chart) -> dict[str, Any]:
@@ -119,7 +131,7 @@ def still_panel(chart: Chart, panel: Panel, ink: str):
     known = {arm.id: facts(arm) for arm in chart.arms}
     rows = [known[row["id"]] | row for row in panel.rows]
     drawn = draw(chart, alt.Data(values=rows), alt.Data(values=panel.rival), ink, legend=True)
-    return drawn.properties(description=f"{words.runtime_name(panel.runtime)}: accuracy against {chart.axis.title}")
+    return drawn.properties(description=f"{words.runtime_name(panel.runtime)}: {chart.metric.title} against {chart.axis.title}")
 
 
 def vega_lite_version() -> str:

@@ -98,7 +98,7 @@ def environment():
     made.filters |= forms | {"p_value": words.p_value, "seconds": words.seconds, "runtime": words.runtime_name, "number": words.number, "reach": words.reach}
     made.filters |= {"interval": lambda estimate, form="number": words.interval(estimate, forms.get(form, words.number))}
     made.filters |= {"target": lambda name: words.TARGET_NAMES.get(name, name), "day": lambda created: created[:16].replace("T", " ")}
-    made.filters |= {"db": lambda value: words.NOTHING if value is None else f"{value:.1f}", "capital": lambda text: text[:1].upper() + text[1:]}
+    made.filters |= {"db": lambda value: words.NOTHING if value is None else f"{value:.1f}"}
     made.globals |= {"reading": reading, "counts": counts, "flat": flat, "words": words, "verdict": verdict}
     made.globals |= {"first_break": first_break, "bits_per_weight": bits_per_weight}
     return made
@@ -114,6 +114,7 @@ def context(results: Results) -> dict:
     head, _, folder = results.command.partition(" --out ")
     return {
         "results": results,
+        "metric": reading.metric(results.arms),
         "anchors": names,
         "advice": {group: advice(arms) for group, arms in reading.groups(results).items()},
         "baseline": {arm.id: reading.baseline_of(arm, results.arms) for arm in results.arms},
@@ -157,7 +158,13 @@ def page_data(results: Results, names: dict[str, str], drawn: list[charts.Chart]
 def arm_data(arm: Arm, anchor: str, groups: dict) -> dict:
     name = reading.label(arm)
     full = f"{name} · {arm.model} · {words.TARGET_NAMES.get(arm.target, arm.target)}"
-    return {"name": name, "full": full, "anchor": anchor, "verdict": verdict(arm), "numbers": {path: (value, text) for path, value, text in values(arm, groups)}}
+    return {
+        "name": name,
+        "full": full,
+        "anchor": anchor,
+        "verdict": verdict(arm),
+        "numbers": {path: (value, text) for path, value, text in values(arm, groups)},
+    }
 
 
 def policy(scripts: list[str]) -> str:

@@ -4,7 +4,19 @@ import re
 
 from evaluators.report import counts, words
 from evaluators.report.charts import Chart
-from evaluators.report.reading import Pick, counts_as_faster, is_simulated, loss, other_exporter, picks, placement_words, summary, unfinished
+from evaluators.report.reading import (
+    Pick,
+    against_words,
+    counts_as_faster,
+    is_simulated,
+    loss,
+    metric,
+    other_exporter,
+    picks,
+    placement_words,
+    summary,
+    unfinished,
+)
 from evaluators.results import Arm, Estimate, Results
 
 SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
@@ -50,7 +62,8 @@ def missing(results: Results) -> str:
 
 
 def arms_table(results: Results) -> str:
-    head = ["Model", "Target", "Recipe", "Runtime", "Size", "Ratio", "Latency", "Speedup", "Memory", "Accuracy", "Against float32", "p", "Flipped", "Weights"]
+    title = plain(words.capital(metric(results.arms).title))
+    head = ["Model", "Target", "Recipe", "Runtime", "Size", "Ratio", "Latency", "Speedup", "Memory", title, "Against float32", "p", "Flipped", "Weights"]
     rows = [arm_cells(arm) for arm in results.arms]
     left_out = {i for i, name in enumerate(("model", "target")) if len({getattr(arm, name) for arm in results.arms}) == 1}
     head, *rows = ([cell for i, cell in enumerate(row) if i not in left_out] for row in [head, *rows])
@@ -105,14 +118,21 @@ def speedup(arm: Arm) -> str:
 
 
 def accuracy_cells(arm: Arm) -> list[str]:
-    accuracy = arm.accuracy
-    if accuracy is None:
+    score = arm.accuracy
+    if score is None:
         return [words.NOTHING] * 4
-    value = f"{words.percent(accuracy.value.value)} {words.interval(accuracy.value, words.percent)}"
-    if accuracy.difference is None:
+    value = f"{plain(words.in_unit(score.value.value, score.metric))} {words.score_interval(score.value, score.metric)}"
+    if score.worse is None:
         return [value, loss(arm), words.NOTHING, words.NOTHING]
     verdict = {"loss": "**loss**", "gain": "gain"}.get(loss(arm), "no loss shown")
-    return [value, f"{estimate(accuracy.difference, words.points)} points, {verdict}", words.p_value(accuracy.mcnemar_p), words.percent(accuracy.flipped)]
+    return [value, f"{difference(arm)}, {verdict}", words.p_value(score.p), words.percent(score.flipped)]
+
+
+def difference(arm: Arm) -> str:
+    score = arm.accuracy
+    if score.difference is None:
+        return against_words(arm)
+    return f"{plain(words.change(score.difference.value, score.metric))} {words.change_interval(score.difference, score.metric)}"
 
 
 def estimate(value: Estimate, form) -> str:
@@ -144,7 +164,7 @@ def smallest(pick: Pick | None) -> str:
     if pick is None:
         return "none"
     gained = f"{words.megabytes(pick.arm.size.file_bytes)}, {words.times(pick.arm.size.ratio)} smaller"
-    return f"{plain(pick.arm.recipe)}: {gained}; {estimate(pick.arm.accuracy.difference, words.points)} points"
+    return f"{plain(pick.arm.recipe)}: {gained}; {difference(pick.arm)}"
 
 
 def fastest(pick: Pick | None) -> str:
@@ -152,7 +172,7 @@ def fastest(pick: Pick | None) -> str:
         return "none"
     latency = pick.arm.latency
     gained = f"{counts.cost(pick.arm)}, {estimate(latency.speedup, words.times) if latency else counts.fewer(pick.arm)}"
-    return f"{plain(pick.arm.recipe)}: {gained}; {estimate(pick.arm.accuracy.difference, words.points)} points"
+    return f"{plain(pick.arm.recipe)}: {gained}; {difference(pick.arm)}"
 
 
 def alternative(chart: Chart) -> str:

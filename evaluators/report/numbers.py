@@ -1,20 +1,20 @@
 """Every number of an arm with its name and form: what two arms are compared by."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from math import isfinite, prod
 from typing import Any
 
 from evaluators.report import words
-from evaluators.results import Arm, Estimate
+from evaluators.report.reading import metric
+from evaluators.results import Arm, Estimate, Metric
 
 FORMS = {  # how a value is written; the page writes differences in the same forms
     "bytes": words.megabytes,
     "ms": words.milliseconds,
     "times": words.times,
     "percent": words.percent,
-    "points": lambda value: f"{words.points(value)} points",
     "count": lambda value: f"{value:,}",
     "seconds": words.seconds,
     "number": words.number,
@@ -26,7 +26,9 @@ FORMS = {  # how a value is written; the page writes differences in the same for
 class Number:
     path: str  # where an Arm has it: "latency.median_ms", "seconds.export"
     title: str
-    form: str
+    form: str  # of FORMS
+    write: Callable[[float], str] | None = None  # instead of its form's
+    ends: Callable[[Estimate], str] | None = None
 
     def read(self, arm: Arm) -> float | Estimate | None:
         found = reduce(step, self.path.split(".", 1) if self.path.startswith(BY_NAME) else self.path.split("."), arm)
@@ -34,9 +36,9 @@ class Number:
         return found if value is not None and isfinite(value) else None
 
     def text(self, value: float | Estimate) -> str:
-        form = FORMS[self.form]
+        form = self.write or FORMS[self.form]
         if isinstance(value, Estimate):
-            return f"{form(value.value)} {words.interval(value, {'points': words.points}.get(self.form, form))}"
+            return f"{form(value.value)} {self.ends(value) if self.ends else words.interval(value, form)}"
         return form(value)
 
 
@@ -44,6 +46,8 @@ BY_NAME = ("seconds.", "operators.", "placements.")  # dicts whose keys may have
 
 
 def step(thing: Any, name: str) -> Any:
+    if isinstance(thing, tuple):
+        return thing[int(name)] if int(name) < len(thing) else None
     return thing.get(name) if isinstance(thing, dict) else getattr(thing, name, None)
 
 
@@ -101,19 +105,6 @@ FIXED = {
         Number("gpu.watts", "Power of the card, W", "number"),
         Number("gpu.millijoules", "Energy of one inference, mJ", "number"),
     ),
-    "Accuracy": (
-        Number("accuracy.value", "Accuracy", "percent"),
-        Number("accuracy.difference", "Against float32", "points"),
-        Number("accuracy.mcnemar_p", "Exact McNemar p", "p"),
-        Number("accuracy.holm_p", "Corrected for all recipes (Holm)", "p"),
-        Number("accuracy.correct", "Correct", "count"),
-        Number("accuracy.count", "Samples", "count"),
-        Number("accuracy.worse", "Now wrong", "count"),
-        Number("accuracy.better", "Now right", "count"),
-        Number("accuracy.flipped", "Flipped answers", "percent"),
-        Number("accuracy.agreement", "Answers like float32’s", "percent"),
-        Number("accuracy.smallest_drop", "Smallest drop seen with 80% power", "percent"),
-    ),
 }
 PLACED = {"native": "Native", "decoded": "Decoded", "simulated": "Simulated", "float": "In float"}
 
@@ -124,6 +115,28 @@ def bits_per_weight(arm: Arm) -> float | None:
     return 8 * sum(tensor.size_bytes for tensor in arm.tensors) / count if count else None
 
 
+def of_score(about: Metric, path: str) -> tuple[Number, ...]:
+    """The numbers of a score; those of shares are compared in points."""
+    shares, title = about.unit == "%", words.capital(about.title)
+    reached = {"write": partial(words.in_unit, metric=about), "ends": partial(words.score_interval, metric=about)}
+    changed = {"write": partial(words.change, metric=about), "ends": partial(words.change_interval, metric=about)}
+    against = "percent" if shares or about.kind == "perplexity" else "number"
+    return (
+        Number(f"{path}.value", title, "percent" if shares else "number", **reached),
+        Number(f"{path}.before", f"{title} of float32", "percent" if shares else "number", **reached),
+        Number(f"{path}.difference", f"{title} against float32", against, **changed),
+        Number(f"{path}.p", f"{title}: p of the paired test", "p"),
+        Number(f"{path}.holm_p", f"{title}: p over all recipes (Holm)", "p"),
+        Number(f"{path}.correct", "Correct", "count"),
+        Number(f"{path}.count", "Samples", "count"),
+        Number(f"{path}.worse", "Now worse", "count"),
+        Number(f"{path}.better", "Now better", "count"),
+        Number(f"{path}.flipped", "Flipped", "percent"),
+        Number(f"{path}.worst", f"Worst {about.noun}", "percent" if shares else "number", write=reached["write"]),
+        Number(f"{path}.smallest", f"Smallest {words.worsening(about)} seen with 80% power", against, write=partial(words.change, metric=about, signed=False)),
+    )
+
+
 def numbers(arms: tuple[Arm, ...]) -> dict[str, tuple[Number, ...]]:
     """Groups of numbers that at least one of the arms has."""
     named = {
@@ -131,7 +144,10 @@ def numbers(arms: tuple[Arm, ...]) -> dict[str, tuple[Number, ...]]:
         "Operators": tuple(Number(f"operators.{name}", name, "count") for name in dict.fromkeys(name for arm in arms for name in arm.operators)),
         "Time spent": tuple(Number(f"seconds.{name}", name.capitalize(), "seconds") for name in dict.fromkeys(name for arm in arms for name in arm.seconds)),
     }
-    present = {title: tuple(one for one in group if any(one.read(arm) is not None for arm in arms)) for title, group in (FIXED | named).items()}
+    beside = max((arm.beside for arm in arms), key=len, default=())
+    scores = {words.capital(metric(arms).title): of_score(metric(arms), "accuracy")}
+    scores |= {words.capital(score.metric.title): of_score(score.metric, f"beside.{i}") for i, score in enumerate(beside)}
+    present = {title: tuple(one for one in group if any(one.read(arm) is not None for arm in arms)) for title, group in (FIXED | scores | named).items()}
     return {title: group for title, group in present.items() if group}
 
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from evaluators.report import words
-from evaluators.results import Arm, Estimate, Results
+from evaluators.results import Arm, Estimate, Metric, Results
 
 Loss = Literal["baseline", "loss", "gain", "none shown", "unknown"]
 Group = tuple[str, str]  # model, target
 Key = TypeVar("Key")
 
 NO_CAUSE = {"pending": "not run yet: the same command continues the study"}
-LOSS_LEVEL = 0.05  # the p-value under which an exact McNemar test counts as a loss even where the bootstrap interval touches 0
+LOSS_LEVEL = 0.05  # the p-value under which a paired test counts as a loss even where the bootstrap interval touches 0
+ACCURACY = Metric("accuracy", "right", "%", noun="answer")  # of a study without any score
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,28 @@ def is_simulated(arm: Arm) -> bool:
 
 
 def loss(arm: Arm) -> Loss:
-    """Whether this arm answers worse than float32. Either test, interval or exact McNemar, is enough to call it a loss."""
+    """Whether this arm scores worse than float32. Either of interval and paired test is enough to call it a loss.
+
+    A likeness has lost wherever an output is not float32's: how much of it is too much no test can say.
+    """
     if is_baseline(arm):
         return "baseline"
-    if arm.accuracy is None or arm.accuracy.difference is None:
+    score = arm.accuracy
+    if score is None or score.worse is None:
         return "unknown"
-    difference, p = arm.accuracy.difference, arm.accuracy.mcnemar_p
-    significant = p is not None and p < LOSS_LEVEL
-    if difference.high < 0 or (significant and difference.value < 0):
+    if score.metric.kind == "likeness":
+        return "loss" if score.flipped else "none shown"
+    significant = score.p < LOSS_LEVEL
+    if score.drop.low > 0 or (significant and score.drop.value > 0):
         return "loss"
-    if difference.low > 0 and significant:
+    if score.drop.high < 0 and significant:
         return "gain"
     return "none shown"
+
+
+def metric(arms: Iterable[Arm]) -> Metric:
+    """What the arms of a study are judged by."""
+    return next((arm.accuracy.metric for arm in arms if arm.accuracy), ACCURACY)
 
 
 def lossless(arm: Arm) -> bool:
@@ -165,13 +176,14 @@ def other_exporter(arm: Arm) -> str:
 
 def blind_spot(arms: Iterable[Arm]) -> str:
     """The sentence that says which drops the samples could not have shown; "" where no arm was compared."""
-    seen = [arm.accuracy for arm in arms if arm.accuracy and arm.accuracy.smallest_drop is not None and not is_baseline(arm)]
+    seen = [arm.accuracy for arm in arms if arm.accuracy and arm.accuracy.smallest is not None and not is_baseline(arm)]
     if not seen:
         return ""
-    counts = sorted({f"{a.count:,}" for a in seen})
-    low, high = (words.points(edge(a.smallest_drop for a in seen), signed=False) for edge in (min, max))
-    span = f"{high} points" if low == high else f"{low} to {high} points, depending on the arm"
-    return f"This sample of {words.listed(counts)} cannot see accuracy drops under {span} (80% power)."
+    counts, about = sorted({f"{score.count:,}" for score in seen}), seen[0].metric
+    low, high = (edge(score.smallest for score in seen) for edge in (min, max))
+    least, most = words.change(low, about, signed=False, unit=False), words.change(high, about, signed=False)
+    span = most if words.change(low, about, signed=False) == most else f"{least} to {most}, depending on the arm"
+    return f"This sample of {words.listed(counts)} cannot see {about.title} {words.worsening(about)}s under {span} (80% power)."
 
 
 def counted(results: Results) -> str:
@@ -219,18 +231,25 @@ def instead(pick: Pick, read: Callable[[Arm], str | None]) -> str:
 
 
 def accuracy_words(arm: Arm) -> str:
-    difference, unseen = arm.accuracy.difference, unseen_words(arm)
-    return (
-        f"accuracy {words.percent(arm.accuracy.value.value)} "
-        f"({words.points(difference.value)} points against float32 {words.interval(difference, words.points)}{f'; {unseen}' if unseen else ''})"
-    )
+    score, unseen = arm.accuracy, unseen_words(arm)
+    reached = f"{score.metric.title} {words.in_unit(score.value.value, score.metric)}"
+    return f"{reached} ({against_words(arm)}{f'; {unseen}' if unseen else ''})"
+
+
+def against_words(arm: Arm) -> str:
+    """ "−0.5 points against float32 [−1.2, 0.1]"; of a likeness how many outputs differ."""
+    score = arm.accuracy
+    if score.difference is None:
+        return f"{words.percent(score.flipped)} of the outputs differ from float32's"
+    return f"{words.change(score.difference.value, score.metric)} against float32 {words.change_interval(score.difference, score.metric)}"
 
 
 def unseen_words(arm: Arm) -> str:
     """Which drop of this arm its samples would not have shown; "" where a loss was shown or nothing was compared."""
-    if arm.accuracy is None or arm.accuracy.smallest_drop is None or loss(arm) not in ("none shown", "gain"):
+    score = arm.accuracy
+    if score is None or score.smallest is None or loss(arm) not in ("none shown", "gain"):
         return ""
-    return f"a drop under {words.points(arm.accuracy.smallest_drop, signed=False)} points would not show"
+    return f"a {words.worsening(score.metric)} under {words.change(score.smallest, score.metric, signed=False)} would not show"
 
 
 def tie_words(pick: Pick, how: str) -> str:

@@ -84,8 +84,10 @@ def gpu_row(arm: Arm) -> dict[str, Any]:
 
 def accuracy_row(arm: Arm) -> dict[str, Any]:
     read = arm.accuracy
-    plain = {name: getattr(read, name, None) for name in ("correct", "mcnemar_p", "holm_p", "worse", "better", "flipped", "agreement", "smallest_drop")}
+    plain = {name: getattr(read, name, None) for name in ("before", "p", "test", "holm_p", "correct", "worse", "better", "flipped", "smallest", "worst")}
+    about = {f"accuracy_{name}": getattr(read.metric, name) if read else None for name in ("title", "unit", "higher_is_better")}
     return {
+        **about,
         **spread("accuracy", getattr(read, "value", None)),
         **spread("accuracy_difference", getattr(read, "difference", None)),
         **plain,

@@ -13,6 +13,7 @@ from evaluators.report.reading import (
     is_simulated,
     loss,
     main_placement,
+    metric,
     other_exporter,
     summary,
     unfinished,
@@ -56,6 +57,7 @@ def fitting(arms: list[Arm], console: Console) -> Table:
 def table(arms: list[Arm], without: tuple[str, ...]) -> Table:
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     names = [UNTIMED.get(name, name) if all(arm.untimed for arm in arms) else name for name in COLUMNS]
+    names[COLUMNS.index("Accuracy")] = words.capital(metric(arms).title)
     shown = [i for i, name in enumerate(COLUMNS) if name not in without]
     for i in shown:
         drawn.add_column(names[i], justify="left" if COLUMNS[i] in ("Recipe", "Weights") else "right", overflow="fold")
@@ -76,7 +78,7 @@ def cells(arm: Arm) -> list[Text]:
         Text(counts.cost(arm).removesuffix(" instructions")),
         speedup(arm),
         Text(words.megabytes(arm.memory.model_bytes) if arm.memory else words.NOTHING),
-        Text(words.percent(arm.accuracy.value.value) if arm.accuracy else words.NOTHING),
+        Text(words.in_unit(arm.accuracy.value.value, arm.accuracy.metric) if arm.accuracy else words.NOTHING),
         difference(arm),
         Text(main_placement(arm), style="bold magenta" if is_simulated(arm) else ""),
     ]
@@ -94,10 +96,14 @@ def speedup(arm: Arm) -> Text:
 
 
 def difference(arm: Arm) -> Text:
-    if arm.accuracy is None or arm.accuracy.difference is None:
-        return Text(loss(arm) if arm.accuracy else words.NOTHING, style="dim")
+    score = arm.accuracy
+    if score is None or score.worse is None:
+        return Text(loss(arm) if score else words.NOTHING, style="dim")
     sign, style = {"loss": ("▼ ", "red"), "gain": ("▲ ", "green")}.get(loss(arm), ("≈ ", "dim"))
-    return Text(sign + estimate(arm.accuracy.difference, words.points), style=style)
+    if score.difference is None:
+        return Text(f"{sign}{words.percent(score.flipped)} differ", style=style)
+    told = words.change(score.difference.value, score.metric, unit=False), words.change_interval(score.difference, score.metric)
+    return Text(sign + " ".join(told), style=style)
 
 
 def estimate(value: Estimate, form) -> str:

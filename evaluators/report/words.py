@@ -2,7 +2,7 @@
 
 from math import floor, isfinite, log10
 
-from evaluators.results import Estimate
+from evaluators.results import Estimate, Metric
 
 NOTHING = "–"
 MINUS = "\u2212"
@@ -54,6 +54,49 @@ def points(share: float | None, signed: bool = True) -> str:
         return NOTHING
     text = f"{100 * share:{'+' if signed else ''}.1f}".replace("-", MINUS)
     return text.replace("+0.0", "0.0").replace(f"{MINUS}0.0", "0.0") if abs(share) < 0.0005 else text
+
+
+def in_unit(value: float | None, metric: Metric, unit: bool = True) -> str:
+    """A score: "87.8%", "12.34", "34.2 dB"."""
+    if metric.unit == "%":
+        return percent(value) if unit else percent(value).removesuffix("%")
+    return number(value, 4) + (f" {metric.unit}" if unit and metric.unit else "")
+
+
+def change(value: float | None, metric: Metric, signed: bool = True, unit: bool = True) -> str:
+    """A difference of two scores: "−2.2 points" of shares, "+2.04%" of perplexities, "−0.310 dB"."""
+    if value is None or not isfinite(value):
+        return NOTHING
+    if metric.unit == "%":
+        return points(value, signed) + " points" * unit
+    if metric.kind == "perplexity":
+        text = f"{100 * value:{'+' if signed else ''}.2f}".replace("-", MINUS)
+        return text + "%" * unit
+    text = number(value) if value < 0 or not signed else f"+{number(value)}"
+    return text + (f" {metric.unit}" if unit and metric.unit else "")
+
+
+def score_interval(estimate: Estimate | None, metric: Metric) -> str:
+    return interval(estimate, lambda end: in_unit(end, metric, unit=False))
+
+
+def change_interval(estimate: Estimate | None, metric: Metric, signed: bool = True) -> str:
+    return interval(estimate, lambda end: change(end, metric, signed, unit=False))
+
+
+def worsening(metric: Metric) -> str:
+    """What a change for the worse is."""
+    return "drop" if metric.higher_is_better else "rise"
+
+
+def capital(text: str) -> str:
+    """With a capital in front; the rest as it is: "SQNR"."""
+    return text[:1].upper() + text[1:]
+
+
+def factor(ratio: float) -> str:
+    """A ratio inside a sentence: "3.5 times"."""
+    return f"{ratio:.2f}".rstrip("0").rstrip(".") + " times"
 
 
 def seconds(value: float) -> str:

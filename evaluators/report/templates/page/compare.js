@@ -1,7 +1,7 @@
 "use strict";
 // Two arms side by side: every number of both, and the difference.
 const sides = { left: byId("left"), right: byId("right") };
-const SCALES = { bytes: [[1e6, " MB"], [1e3, " kB"]], ms: [[1, " ms"]], seconds: [[1, " s"]], percent: [[0.01, " points"]], points: [[0.01, " points"]], times: [[1, "×"]] };
+const SCALES = { bytes: [[1e6, " MB"], [1e3, " kB"]], ms: [[1, " ms"]], seconds: [[1, " s"]], percent: [[0.01, " points"]], times: [[1, "×"]] };
 
 // Three significant digits, never in exponent form.
 function digits(value) {
@@ -13,7 +13,7 @@ function difference(before, after, form) {
   const change = after - before;
   if (change === 0) return "equal";
   const scales = SCALES[form] ?? [[1, ""]], [unit, name] = scales.find(([size]) => Math.abs(change) >= 0.1 * size) ?? scales.at(-1);
-  const ratio = form !== "p" && form !== "percent" && form !== "points" && before > 0 && after > 0 ? `, ${(after / before).toFixed(2)}×` : "";
+  const ratio = form !== "p" && form !== "percent" && before > 0 && after > 0 ? `, ${(after / before).toFixed(2)}×` : "";
   return `${change > 0 ? "+" : "−"}${form === "count" ? Math.abs(change).toLocaleString("en") : digits(change / unit)}${name}${ratio}`;
 }
 
