@@ -4,6 +4,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from math import log
@@ -89,6 +90,7 @@ def shortened(most: int) -> dict:
     return {"tensor_groups": lambda arm: tensor_groups(arm, most), "layers": lambda arm: layer_rows(arm, most)}
 
 
+@cache
 def environment():
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -125,7 +127,7 @@ def context(results: Results) -> dict:
         "ledger": LEDGER,
         "operator_span": lambda arm: max((ms for row in arm.operator_times for ms in (row.ms, row.float32_ms)), default=0) or 1,
         "folder": folder or "FOLDER",
-        "again": lambda arm: f"{head} --arm {quote(arm.id)} --out again",
+        "again": lambda arm: f"{head.partition(' --arm ')[0]} --arm {quote(arm.id)} --out again",
         "speedups": Span.over([e for one in latencies for e in (one.speedup, one.noise)], 1.0, logarithmic=True),
         "differences": Span.over([arm.accuracy.difference for arm in results.arms if arm.accuracy], 0.0, logarithmic=False),
         "style": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
