@@ -1,6 +1,6 @@
 """Every number of an arm with its name and form: what two arms are compared by."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from math import isfinite, prod
@@ -34,6 +34,11 @@ class Number:
         found = reduce(step, self.path.split(".", 1) if self.path.startswith(BY_NAME) else self.path.split("."), arm)
         value = found.value if isinstance(found, Estimate) else found
         return found if value is not None and isfinite(value) else None
+
+    def told(self, arm: Arm) -> tuple[float, str] | None:
+        """Its value and its text; None where the arm has no such number."""
+        found = self.read(arm)
+        return None if found is None else (found.value if isinstance(found, Estimate) else found, self.text(found))
 
     def text(self, value: float | Estimate) -> str:
         form = self.write or FORMS[self.form]
@@ -149,12 +154,3 @@ def numbers(arms: tuple[Arm, ...]) -> dict[str, tuple[Number, ...]]:
     scores |= {words.capital(score.metric.title): of_score(score.metric, f"beside.{i}") for i, score in enumerate(beside)}
     present = {title: tuple(one for one in group if any(one.read(arm) is not None for arm in arms)) for title, group in (FIXED | scores | named).items()}
     return {title: group for title, group in present.items() if group}
-
-
-def values(arm: Arm, groups: dict[str, tuple[Number, ...]]) -> Iterator[tuple[str, float, str]]:
-    """Path, value and text of every number that an arm has."""
-    for group in groups.values():
-        for one in group:
-            found = one.read(arm)
-            if found is not None:
-                yield one.path, found.value if isinstance(found, Estimate) else found, one.text(found)

@@ -24,33 +24,39 @@ function element(name, text = "", attributes = {}) {
   return made;
 }
 
-function numberRow([path, name, form], a, b) {
-  const one = a.numbers[path], other = b.numbers[path];
+function numberRow([name, form], one, other, arms) {
   if (!one && !other) return null;
   const row = element("tr");
   row.append(element("th", name, { scope: "row" }));
-  [one, other].forEach((found, i) => row.append(element("td", found ? found[1] : "–", { class: "n", "data-label": i ? b.name : a.name })));
+  [one, other].forEach((found, i) => row.append(element("td", found ? found[1] : "–", { class: "n", "data-label": arms[i].name })));
   row.append(element("td", one && other ? difference(one[0], other[0], form) : "–", { class: "n", "data-label": "Difference" }));
   return row;
 }
 
-function groupBody({ title, numbers }, a, b) {
-  const found = numbers.map((one) => numberRow(one, a, b)).filter(Boolean), body = element("tbody");
-  if (!found.length) return null;
-  const head = element("tr");
-  head.append(element("th", title, { colspan: 4, scope: "rowgroup", class: "group" }));
-  body.append(head, ...found);
+function groupBody(heading, rows) {
+  const head = element("tr"), body = element("tbody");
+  head.append(element("th", heading, { colspan: 4, scope: "rowgroup", class: "group" }));
+  body.append(head, ...rows);
   return body;
 }
 
-function comparison(a, b) {
-  const made = element("table", "", { class: "plain pairs stack", id: "pairs" }), head = element("tr");
+// `one` and `other` are the numbers of two arms, all groups' in a row.
+function bodies(one, other, arms) {
+  let at = 0;
+  return data.groups.flatMap((group) => {
+    const rows = group.numbers.map((number) => numberRow(number, one[at], other[at++], arms)).filter(Boolean);
+    return rows.length ? [groupBody(group.title, rows)] : [];
+  });
+}
+
+function comparison(ids, numbers) {
+  const arms = ids.map((id) => data.arms[id]), made = element("table", "", { class: "plain pairs stack", id: "pairs" }), head = element("tr");
   head.append(element("th", "Number", { scope: "col" }), element("th", "", { scope: "col", class: "n" }), element("th", "", { scope: "col", class: "n" }));
-  [a, b].forEach((arm, i) => head.cells[i + 1].append(element("a", arm.name, { href: `#${arm.anchor}` })));
+  ids.forEach((id, i) => head.cells[i + 1].append(element("a", arms[i].name, { href: `#${new URLSearchParams({ view: "arm", arm: id })}` })));
   head.append(element("th", "Difference, second less first", { scope: "col", class: "n" }));
-  made.append(element("caption", `${a.name} and ${b.name}: every number of both. Differences are between estimates; each arm is tested against float32 only.`));
+  made.append(element("caption", `${arms[0].name} and ${arms[1].name}: every number of both. Differences are between estimates; each arm is tested against float32 only.`));
   made.createTHead().append(head);
-  made.append(...data.groups.map((group) => groupBody(group, a, b)).filter(Boolean));
+  made.append(...bodies(numbers[ids[0]], numbers[ids[1]], arms));
   return made;
 }
 
@@ -60,12 +66,14 @@ function verdicts(...arms) {
   return made;
 }
 
-function showComparison({ view, pair }) {
+async function showComparison({ view, pair }) {
   if (view !== "compare") return;
   const ids = Object.keys(data.arms), asked = (pair ?? []).filter((id) => data.arms[id]);
   const first = asked[0] ?? ids[0], second = asked[1] ?? ids.find((id) => id !== first) ?? first;
+  if (!first) return byId("sides").replaceChildren("This report has no arms.");
   [sides.left.value, sides.right.value] = [first, second];
-  byId("sides").replaceChildren(verdicts(data.arms[first], data.arms[second]), comparison(data.arms[first], data.arms[second]));
+  const { numbers } = await details;
+  byId("sides").replaceChildren(verdicts(data.arms[first], data.arms[second]), comparison([first, second], numbers));
   tell(`${data.arms[first].name} beside ${data.arms[second].name}`);
 }
 

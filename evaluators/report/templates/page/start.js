@@ -1,2 +1,2 @@
 "use strict";
-translate();
+render();

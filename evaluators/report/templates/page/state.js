@@ -5,12 +5,22 @@ const LISTS = ["pair", "model", "runtime", "target"]; // null: no choice was mad
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const renderers = []; // functions of the state, in the order in which they show it
+const details = unpack(byId("packed").textContent); // a promise of what is seen of single arms
 
-function readState() {
-  const found = new URLSearchParams(location.hash.slice(1)), state = {};
+async function unpack(text) {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+function parseState(text) {
+  const found = new URLSearchParams(text), state = {};
   SINGLE.forEach((name) => (state[name] = found.get(name) ?? ""));
   LISTS.forEach((name) => (state[name] = found.has(name) ? found.getAll(name).filter(Boolean) : null));
   return state;
+}
+
+function readState() {
+  return parseState(location.hash.slice(1));
 }
 
 function fragment(state) {

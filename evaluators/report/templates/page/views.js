@@ -1,52 +1,44 @@
 "use strict";
 // Which view is open: the overview, one arm, or two arms side by side; and the theme.
-const root = document.documentElement, articles = [...document.querySelectorAll("article.arm")];
-const title = document.title, themes = ["system", "light", "dark"];
+const root = document.documentElement, title = document.title, themes = ["system", "light", "dark"];
 let open = null, left = 0; // the view that is shown, and how far the overview was scrolled when it was left
 
-function showView(state) {
+async function showView(state) {
   const arm = state.view === "arm" && data.arms[state.arm] ? state.arm : "", compared = state.view === "compare";
-  const view = arm ? "arm" : compared ? "compare" : "overview", now = `${view} ${arm}`;
+  const view = arm ? "arm" : compared ? "compare" : "overview", now = `${view} ${arm}`, first = open === null;
   if (now === open) return;
   if (open?.startsWith("overview")) left = scrollY;
+  open = now;
   root.dataset.view = view;
-  articles.forEach((article) => article.classList.toggle("open", article.dataset.id === arm));
+  byId("arm").hidden = !arm;
   byId("compare").hidden = !compared;
   document.title = arm ? `${data.arms[arm].name} · ${title}` : compared ? `Side by side · ${title}` : title;
   if (state.view === "arm" && !arm) tell(`This report has no arm ${state.arm}.`);
-  if (open !== null || view !== "overview") arrive(view, arm);
-  open = now;
+  if (arm) {
+    const { pages } = await details;
+    if (open !== now) return;
+    byId("arm").innerHTML = pages[arm];
+  }
+  if (view !== "overview") arrive(byId(arm ? "arm-title" : "compare-title"));
+  else if (!first) scrollTo({ top: left, behavior: "instant" });
 }
 
-function arrive(view, arm) {
-  if (view === "overview") return scrollTo({ top: left, behavior: "instant" });
+function arrive(heading) {
   scrollTo({ top: 0, behavior: "instant" });
-  (arm ? document.querySelector("article.open h2") : byId("compare-title")).focus({ preventScroll: true });
+  heading.focus({ preventScroll: true });
 }
 
-// Links inside the page: to an arm, to a state, or to a section of the overview, which is not part of the state.
+// Links inside the page: to a state, of which they leave alone what they do not name, or to a section of the overview.
 function follow(event) {
   const link = event.target.closest('a[href^="#"]');
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
-  const name = link.hash.slice(1), place = byId(decodeURIComponent(name));
-  if (name.includes("=")) return goTo(name);
-  if (place?.matches("article.arm")) return change({ view: "arm", arm: place.dataset.id }, true);
+  const name = link.hash.slice(1);
+  if (name.includes("=")) return change(Object.fromEntries(Object.entries(parseState(name)).filter(([key, value]) => value || key === "arm")), true);
   if (link.closest(".crumb")) return change({ view: "", arm: "" }, true);
-  place?.scrollIntoView();
-  place?.querySelector("a, button, input, summary, [tabindex]")?.focus({ preventScroll: true, focusVisible: false });
-}
-
-function goTo(name) {
-  const asked = new URLSearchParams(name);
-  change({ view: asked.get("view"), arm: asked.get("arm") ?? "", pair: asked.getAll("pair") }, true);
-}
-
-// The address of an arm without scripts, "#arm-...", as it may stand in a link from outside.
-function translate() {
-  const place = location.hash.length > 1 && !location.hash.includes("=") && byId(decodeURIComponent(location.hash.slice(1)));
-  if (place && place.matches("article.arm")) change({ view: "arm", arm: place.dataset.id });
-  else render();
+  const place = byId(name);
+  place.scrollIntoView();
+  place.querySelector("a, button, input, summary, [tabindex]")?.focus({ preventScroll: true, focusVisible: false });
 }
 
 function showTheme() {
@@ -64,7 +56,7 @@ function nextTheme() {
 }
 
 renderers.push(showView);
-addEventListener("popstate", translate);
+addEventListener("popstate", render);
 document.addEventListener("click", follow);
 byId("theme").addEventListener("click", nextTheme);
 showTheme();
