@@ -179,7 +179,9 @@ def test_every_arm_opens_by_its_link_and_back_returns_to_the_table(file, visit, 
     titles = {arm.id: reading.label(arm) for arm in study.arms}
     for name in names:
         page.click(f'tr[data-id="{name}"] th a')
-    X        page.go_back()
+        page.wait_for_selector("#arm-title:focus")
+        assert page.inner_text("#arm-title") == titles[name] and not page.is_visible("#summary")
+        page.go_back()
         assert page.is_visible("#summary") and shown(page) == names
     page.click(f'tr[data-id="{names[0]}"] th a')
     page.click("#arm .crumb a")
