@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +28,7 @@ from evaluators.results import Results
 from evaluators.runtimes import RUNTIMES
 from evaluators.sources import fingerprint
 from evaluators.store import Claim, Piece, Store, identity, now
-from evaluators.study import Label, Planned, Study, UserScore, matrix
+from evaluators.study import Label, Planned, Study, UserScore, chosen, matrix
 from evaluators.targets import Target, open_target
 from evaluators.tasks import keeper
 from evaluators.tasks.outputs import named
@@ -39,8 +39,8 @@ class Stopped(Exception):
     """Work that another thread's failure, or Ctrl-C, made pointless."""
 
 
-def run_study(study: Study, folder: Path, command: str, progress: progresses.Progress | None, export: str) -> Results:
-    arms = list(matrix(study, export))
+def run_study(study: Study, folder: Path, command: str, progress: progresses.Progress | None, export: str, only: Sequence[str]) -> Results:
+    arms = chosen(list(matrix(study, export)), only)
     with Claim(folder), Store(folder) as store:
         run = Run(study, arms, store, progress or progresses.automatic(), export, command)
         run.progress.begin(f"study {study.name}", [arm.id for arm in arms])

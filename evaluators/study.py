@@ -3,13 +3,15 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
-from compress.errors import RecipeError
+from compress.errors import InputError, RecipeError
 from compress.recipe import Recipe, one_word, parse_document
 from compress.references import reference_to
 from compress.registry import suggest
@@ -260,29 +262,40 @@ def matrix(study: Study, export: str = EXPORT) -> Iterator[Planned]:
                     yield Planned(model, recipe, label, target)
 
 
+def chosen(arms: Sequence[Planned], patterns: Sequence[str]) -> list[Planned]:
+    """The arms whose names fit a pattern, and the float32 arms that they are compared with; all without patterns. InputError where nothing fits."""
+    wanted = [arm for arm in arms if not patterns or any(fnmatch(arm.id, pattern) for pattern in patterns)]
+    if not wanted:
+        raise InputError(f"no arm is named {' or '.join(patterns)}; there are: {', '.join(arm.id for arm in arms)}")
+    groups = {(arm.model, arm.label, arm.target) for arm in wanted}
+    return [arm for arm in arms if arm in wanted or (not arm.recipe.steps and (arm.model, arm.label, arm.target) in groups)]
+
+
 def compare(
     study: str | os.PathLike | Study,
     out: str | os.PathLike,
     progress: Progress | None = None,
     export: str = EXPORT,
     targets: Sequence[str] = (),
+    arms: Sequence[str] = (),
 ) -> Results:
     """Runs every arm of a study that `out`/study.sqlite does not hold yet, and returns what is known then.
 
     progress  hears of every stage; None shows it on a terminal and writes a line for each event elsewhere
     export    `module:function` that writes artifacts, and whose module has the registry EXPORTERS
     targets   instead of the study's own
+    arms      patterns of arms' names: only these run, with the float32 arms that they are compared with; none means all
 
     RecipeError, InputError and UnknownName for a study that cannot mean anything. Whatever goes wrong in an arm is a row of the results.
     """
     from evaluators.scheduling import run_study
 
-    return run_study(Study.load(study, targets), Path(out), command(study, out, targets), progress, export)
+    return run_study(Study.load(study, targets), Path(out), command(study, out, targets, arms), progress, export, arms)
 
 
-def command(study: str | os.PathLike | Study, out: str | os.PathLike, targets: Sequence[str]) -> str:
+def command(study: str | os.PathLike | Study, out: str | os.PathLike, targets: Sequence[str], arms: Sequence[str]) -> str:
     """What to type to get this again, without absolute paths."""
     source, folder = ("STUDY.yaml" if isinstance(study, Study) else Path(study)), Path(out)
     names = [path.name if isinstance(path, Path) and path.is_absolute() else path for path in (source, folder)]
-    given = f" --targets {','.join(targets)}" if targets else ""
+    given = (f" --targets {','.join(targets)}" if targets else "") + "".join(f" --arm {quote(arm)}" for arm in arms)
     return f"compresskit compare {names[0]}{given} --out {names[1]}"

@@ -18,7 +18,7 @@ from tiny_study import STUDY, written
 import evaluators
 from compress.errors import CompressError, InputError, RecipeError
 from evaluators.progress import TextProgress
-from evaluators.study import Study, matrix
+from evaluators.study import Study, chosen, matrix
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +231,15 @@ def test_the_matrix_is_models_by_runtimes_by_targets_by_recipes(tmp_path):
     assert [arm.id for arm in matrix(study)] == [
         f"mlp/{recipe}/{label}/cpu" for label in ("litert", "litert-converter") for recipe in ("float32", "int8-weight-only", "int16x8")
     ]
+
+
+def test_arms_that_are_asked_for_bring_their_float32_and_nothing_else(tmp_path):
+    study = Study.load(written(tmp_path))
+    every = list(matrix(study))
+    assert [arm.id for arm in chosen(every, ["*/int16x8/*"])] == ["mlp/float32/onnxruntime/cpu", "mlp/int16x8/onnxruntime/cpu"]
+    assert chosen(every, ()) == every
+    with pytest.raises(InputError, match="no arm is named \\*/int3/\\*; there are: mlp/float32/onnxruntime/cpu"):
+        chosen(every, ["*/int3/*"])
 
 
 def test_models_may_bring_their_own_data(tmp_path):

@@ -35,6 +35,7 @@ def compare(
     study: Annotated[Path, typer.Argument(help="The study: models x recipes x runtimes x targets.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for artifacts, results and reports; a rerun continues there.")] = Path("report"),
     targets: Annotated[str, typer.Option("--targets", help="Where to run instead of the study's own, with commas between: see `compresskit targets`.")] = "",
+    arm: Annotated[list[str] | None, typer.Option(help="Only arms of this name, as '*/int8-static/litert/*', and their float32; may be repeated.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which arms there are, their predicted sizes and about how long it takes.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,11 +49,13 @@ def compare(
     from compress.commands import foreseen
 
     wanted = [name.strip() for name in targets.split(",") if name.strip()]
+    if dry_run and arm:
+        raise typer.BadParameter("--dry-run looks at the whole study: leave --arm out")
     if dry_run:
         with errors.status("opening the models"):
             return foreseen.show(evaluators.Study.load(study, wanted), as_json)
     with resumable():
-        results = evaluators.compare(study, out, targets=wanted)
+        results = evaluators.compare(study, out, targets=wanted, arms=arm or ())
     show_report(results, out, as_json)
     failed = [arm.id for arm in results.arms if arm.status == "failed"]
     if failed:

@@ -8,13 +8,13 @@ from evaluators.results import Results
 
 def write_reports(results: Results, folder: str | os.PathLike) -> dict[str, Path]:
     """report.html, report.md, results.json, results.csv and charts/*.svg in `folder`; the paths by kind. Each file appears whole or not at all."""
-    from evaluators.report import charts, files, html, markdown, rows
+    from evaluators.report import charts, drawing, files, html, markdown, rows
 
-    folder, drawn = Path(folder), charts.charts(results)
+    folder, drawn = Path(folder), charts.charts(results, charts.STILL)
     written = {"json": files.write(folder / "results.json", rows.to_json(results)), "csv": files.write(folder / "results.csv", rows.to_csv(results))}
     images = markdown.image_names(drawn)
     for chart, name in zip(drawn, images, strict=True):
-        written[name] = files.write(folder / name, charts.still(chart))
+        written[name] = files.write(folder / name, drawing.still(chart))
     written["markdown"] = files.write(folder / "report.md", markdown.page(results, dict(zip(images, drawn, strict=True))))
     written["html"] = files.write(folder / "report.html", html.page(results))
     return written

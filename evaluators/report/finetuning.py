@@ -10,7 +10,7 @@ import numpy as np
 from compress.finetune.config import Finetuning
 from evaluators.finetuning import Comparison, Tuning
 from evaluators.report import words
-from evaluators.report.charts import LOOKS, vega_lite_version
+from evaluators.report.drawing import LOOKS, vega_lite_version
 from evaluators.report.files import write
 from evaluators.report.html import TEMPLATES, environment, policy
 from evaluators.report.markdown import plain, table

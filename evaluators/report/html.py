@@ -1,19 +1,28 @@
 """report.html: one file that opens offline and asks nobody for anything."""
 
-import re
+import json
 from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from gzip import compress
 from hashlib import sha256
 from importlib.resources import files
 from math import log
+from shlex import quote
+from urllib.parse import urlencode
 
-from evaluators.report import charts, counts, reading, words
-from evaluators.report.rows import flat
+from evaluators.report import charts, counts, drawing, reading, words
+from evaluators.report.layers import first_break, layer_rows
+from evaluators.report.numbers import bits_per_weight, numbers
+from evaluators.report.recommending import advice
+from evaluators.report.rows import finite, flat
+from evaluators.report.verdicts import verdict
 from evaluators.results import Arm, Estimate, Results, TensorRow
 
 LARGEST_BYTES = 3_000_000
 TEMPLATES = files("evaluators.report") / "templates"
+SCRIPTS = ("state", "table", "views", "compare", "charts", "start")  # one script, in this order
 LEDGER = (
     ("payload", "compressed weights"),
     ("scales", "scales"),
@@ -69,25 +78,46 @@ class TensorGroup:
 
 
 def page(results: Results) -> str:
-    """The whole page. Tensor tables are shortened, and say so, where the file would pass LARGEST_BYTES."""
-    longest = max((len(arm.tensors) for arm in results.arms), default=0)
+    """The whole page. Tables of tensors and layers are shortened, and say so, where the file would pass LARGEST_BYTES."""
+    longest = max((len(rows) for arm in results.arms for rows in (arm.tensors, arm.layers)), default=0)
     template, fixed = environment().get_template("report.html.j2"), context(results)
-    text = template.render(**fixed, tensor_groups=lambda arm: tensor_groups(arm, longest))
+    text = template.render(**fixed, packed=packed(results, fixed, longest))
     while len(text.encode()) > LARGEST_BYTES and longest > 0:
         longest //= 2
-        text = template.render(**fixed, tensor_groups=lambda arm, most=longest: tensor_groups(arm, most))
+        text = template.render(**fixed, packed=packed(results, fixed, longest))
     return text
 
 
+def packed(results: Results, fixed: dict, most: int) -> str:
+    """What is seen of an arm on its own page or beside another: {"pages": {id: HTML}, "numbers": {id: [[value, text] or None, ...]}}.
+
+    As JSON in gzip in base64: arms are much alike, and a page that holds hundreds of them opens as fast as one that holds few.
+    """
+    template, groups = environment().get_template("arm.html.j2"), numbers(results.arms)
+    told = {
+        "pages": {arm.id: template.render(**fixed, **shortened(most), arm=arm) for arm in results.arms},
+        "numbers": {arm.id: [one.told(arm) for group in groups.values() for one in group] for arm in results.arms},
+    }
+    return b64encode(compress(json.dumps(finite(told), separators=(",", ":")).encode(), mtime=0)).decode()
+
+
+def shortened(most: int) -> dict:
+    return {"tensor_groups": lambda arm: tensor_groups(arm, most), "layers": lambda arm: layer_rows(arm, most)}
+
+
+@cache
 def environment():
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(loader=PackageLoader("evaluators.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # in the study's order
     forms = {"mb": words.megabytes, "ms": words.milliseconds, "times": words.times, "percent": words.percent, "points": words.points}
     made.filters |= forms | {"p_value": words.p_value, "seconds": words.seconds, "runtime": words.runtime_name, "number": words.number, "reach": words.reach}
     made.filters |= {"interval": lambda estimate, form="number": words.interval(estimate, forms.get(form, words.number))}
     made.filters |= {"target": lambda name: words.TARGET_NAMES.get(name, name), "day": lambda created: created[:16].replace("T", " ")}
-    made.globals |= {"reading": reading, "counts": counts, "flat": flat, "words": words}
+    made.filters |= {"db": lambda value: words.NOTHING if value is None else f"{value:.1f}"}
+    made.globals |= {"reading": reading, "counts": counts, "flat": flat, "words": words, "verdict": verdict}
+    made.globals |= {"first_break": first_break, "bits_per_weight": bits_per_weight}
     return made
 
 
@@ -95,39 +125,69 @@ def context(results: Results) -> dict:
     from markupsafe import Markup
 
     drawn = charts.charts(results)
-    scripts = [charts.library()] * bool(drawn) + [(TEMPLATES / "page.js").read_text(encoding="utf-8")]
-    scripts = [text.replace("</script", "<\\/script") for text in scripts]
+    early, *scripts = (text.replace("</script", "<\\/script") for text in page_scripts(bool(drawn)))
     latencies = [arm.latency for arm in results.arms if arm.latency]
+    head, _, folder = results.command.partition(" --out ")
     return {
         "results": results,
-        "anchors": anchors(results.arms),
+        "metric": reading.metric(results.arms),
+        "several_models": len({arm.model for arm in results.arms}) > 1,
+        "several_targets": len({arm.target for arm in results.arms}) > 1,
+        "link": lambda arm: fragment(view="arm", arm=arm.id),
+        "compare_link": lambda arm, other: fragment(view="compare", pair=[arm.id, other.id]),
+        "advice": {group: advice(arms) for group, arms in reading.groups(results).items()},
         "baseline": {arm.id: reading.baseline_of(arm, results.arms) for arm in results.arms},
         "charts": drawn,
-        "specifications": [charts.page_specification(chart, panel) for chart in drawn for panel in chart.panels],
-        "glyphs": [(color, GLYPHS[shape]) for color, shape in charts.LOOKS],
+        "axes": [axis for axis in charts.AXES if any(chart.axis == axis for chart in drawn)],
+        "data": finite(page_data(results, drawn)),
+        "glyphs": [(color, GLYPHS[shape]) for color, shape in drawing.LOOKS],
         "ledger": LEDGER,
+        "operator_span": lambda arm: max((ms for row in arm.operator_times for ms in (row.ms, row.float32_ms)), default=0) or 1,
+        "folder": folder or "FOLDER",
+        "again": lambda arm: f"{head.partition(' --arm ')[0]} --arm {quote(arm.id)} --out again",
         "speedups": Span.over([e for one in latencies for e in (one.speedup, one.noise)], 1.0, logarithmic=True),
         "differences": Span.over([arm.accuracy.difference for arm in results.arms if arm.accuracy], 0.0, logarithmic=False),
         "style": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        "early": Markup(early),
         "scripts": [Markup(text) for text in scripts],
-        "policy": policy(scripts),
+        "policy": policy([early, *scripts]),
     }
+
+
+def page_scripts(with_charts: bool) -> list[str]:
+    """What runs first, in the head; then Vega where there are charts, and the page's own."""
+    read = {name: (TEMPLATES / "page" / f"{name}.js").read_text(encoding="utf-8") for name in ("early", *SCRIPTS)}
+    return [read.pop("early"), *[drawing.library()] * with_charts, "".join(read.values())]
+
+
+def page_data(results: Results, drawn: list[charts.Chart]) -> dict:
+    """What the scripts know from the start: what arms and numbers are called, and the charts' points."""
+    groups = numbers(results.arms)
+    return {
+        "arms": {arm.id: arm_data(arm) for arm in results.arms},
+        "groups": [{"title": title, "numbers": [(one.title, one.form) for one in group]} for title, group in groups.items()],
+        "facts": {arm.id: charts.facts(arm) for arm in results.arms if charts.scored(arm)} if drawn else {},
+        "charts": [
+            {"specification": drawing.page_specification(chart), "panels": [{"rows": panel.rows, "rival": panel.rival} for panel in chart.panels]}
+            for chart in drawn
+        ],
+    }
+
+
+def arm_data(arm: Arm) -> dict[str, str]:
+    name = reading.label(arm)
+    return {"name": name, "full": f"{name} · {arm.model} · {words.TARGET_NAMES.get(arm.target, arm.target)}", "verdict": verdict(arm)}
+
+
+def fragment(**state: str | list[str]) -> str:
+    """A link to a state of the page; `templates/page/state.js` reads it."""
+    return f"#{urlencode(state, doseq=True)}"
 
 
 def policy(scripts: list[str]) -> str:
     """A content security policy: nothing is fetched, and no script runs but these."""
     hashes = " ".join(f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts)
     return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-
-
-def anchors(arms: Iterable[Arm]) -> dict[str, str]:
-    """An HTML id for each arm's id, unique and stable from one report to the next."""
-    found: dict[str, str] = {}
-    for arm in arms:
-        name = "arm-" + (re.sub(r"[^A-Za-z0-9_-]+", "-", arm.id).strip("-") or "x")
-        taken = set(found.values())
-        found[arm.id] = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(found) + 3))) if n not in taken)
-    return found
 
 
 def tensor_groups(arm: Arm, most: int) -> list[TensorGroup]:
