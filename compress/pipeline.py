@@ -64,7 +64,7 @@ def compress(
     RecipeError, InputError (NaN weights are named; empty calibration), BrokenInvariant, MissingExtra.
     """
     recipe = Recipe.load(recipe)
-    network = model if hasattr(model, "with_weights") else open_model(model, inputs=calibration if inputs is None else inputs)
+    network = open_model(model, inputs=calibration if inputs is None else inputs)
     decided = plan(network.weights(), recipe)
     need_data(recipe, decided, network, calibration, training)
     work = Work(network, network, recipe, decided, Means(calibration, training, Path(checkpoints) if checkpoints else None, progress))
