@@ -49,7 +49,7 @@ def float_file(network: Network) -> FloatFile:
 
 
 def convert(network: Network) -> FloatFile:
-    data = {"pytorch": from_pytorch, "keras": from_keras}[network.framework](network)
+    data = {"pytorch": from_pytorch, "keras": from_keras, "onnx": from_onnx}[network.framework](network)
     model = parsed(data, len(network.inputs))
     weights = network.weights()
     layers = {name: weight for name, weight in weights.items() if weight.kind in COMPRESSIBLE}
@@ -106,6 +106,12 @@ def from_pytorch(network: Network) -> bytes:
             return litert_torch.convert(Flat().eval(), (*network.example, zero)).model_content()
         except Exception as error:
             raise Refused(f"litert-torch cannot convert this {type(network.model).__name__}: {first_line(error)}") from error
+
+
+def from_onnx(network: Network) -> bytes:
+    from compress.backends.onnx_in_torch import in_torch
+
+    return from_pytorch(in_torch(network))
 
 
 @contextmanager

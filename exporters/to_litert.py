@@ -19,6 +19,7 @@ from exporters import METADATA_KEY, Placed, placements, refuse_exotic
 
 SUFFIX = ".tflite"
 RUNTIME = "litert"
+SOURCES = ("pytorch", "keras", "onnx", "litert")
 OWN_NUMBERS = False
 INTERFACES = ("float32", "float16", "int8", "uint8")
 
@@ -32,8 +33,6 @@ LOOKED_UP = "rows are expanded to float32 as they are looked up"
 
 def place(decision: Decision, framework: str) -> Placed:
     """How LiteRT computes with one tensor of the plan. Refused, with the reason, where it cannot."""
-    if framework not in ("pytorch", "keras"):
-        raise Refused(f"LiteRT files are made from PyTorch and Keras models, not {framework}")
     lacking = lacks(decision, framework)
     if lacking is None:
         return place_in_own_types(decision, framework)

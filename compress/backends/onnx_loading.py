@@ -1,9 +1,8 @@
 """ONNX files as graphs of one form: one opset, constants as initializers, fixed shapes, batch norms folded."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -115,12 +114,12 @@ def folded(model: ir.Model) -> tuple[str, ...]:
     norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
     if not norms:
         return ()
-    wide = {value for norm in norms for value in constants_around(norm)}
-    for value in wide:
+    doubles = {value.name for value in model.graph.initializers.values() if value.dtype == ir.DataType.DOUBLE}
+    for value in {value for norm in norms for value in constants_around(norm)}:
         value.const_value = ir.tensor(value.const_value.numpy().astype(np.float64))
     count = _fuse_batchnorm.rules.apply_to_model(model)
     for value in model.graph.initializers.values():
-        if value.const_value.dtype == ir.DataType.DOUBLE and (value in wide or value.producer() is None and value.name not in model.graph.inputs):
+        if value.name not in doubles and value.const_value.dtype == ir.DataType.DOUBLE:
             narrow(value)
     passes.RemoveUnusedNodesPass()(model)
     left = len(norms) - count
