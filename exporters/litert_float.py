@@ -32,10 +32,11 @@ class FloatFile:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     unclear: frozenset[str] = frozenset()
+    converted: bool = True  # False for a file of the user's own
 
     def as_converted(self) -> Any:
         """A ModelT of what the converter wrote, folded weights and all."""
-        return parsed(self.data, len(self.inputs))
+        return parsed(self.data, len(self.inputs)) if self.converted else tflite_file.parse(self.data, "the model")
 
 
 CONVERTED: WeakKeyDictionary[Network, FloatFile] = WeakKeyDictionary()
@@ -48,7 +49,17 @@ def float_file(network: Network) -> FloatFile:
     return CONVERTED[network]
 
 
+def of_file(network: Network) -> FloatFile:
+    """A .tflite network's own file: nothing was converted, so nothing was folded or renamed."""
+    model = tflite_file.parse(network.model, "the model")
+    layouts = match(model, {name: weight for name, weight in network.weights().items() if weight.kind in COMPRESSIBLE})
+    graph = model.subgraphs[0]
+    return FloatFile(network.model, model, layouts, tuple(range(len(graph.inputs))), tuple(range(len(graph.outputs))), converted=False)
+
+
 def convert(network: Network) -> FloatFile:
+    if network.framework == "litert":
+        return of_file(network)
     data = {"pytorch": from_pytorch, "keras": from_keras, "onnx": from_onnx}[network.framework](network)
     model = parsed(data, len(network.inputs))
     weights = network.weights()

@@ -15,11 +15,12 @@ BACKENDS = Registry(
         "pytorch": Entry("compress.backends.pytorch_network", "torch", "torch.nn.Module, folders of Hugging Face models"),
         "keras": Entry("compress.backends.keras_network", "tensorflow", "Keras 3 and tf_keras models, .keras, .h5 of Keras 2, SavedModel"),
         "onnx": Entry("compress.backends.onnx_network", "onnx", ".onnx files"),
+        "litert": Entry("compress.backends.litert_network", "tensorflow", ".tflite files"),
     },
     aliases={"torch": "pytorch", "tensorflow": "keras", "tf": "keras"},
 )
 
-SUFFIXES = {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".onnx": "onnx"}
+SUFFIXES = {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".onnx": "onnx", ".tflite": "litert"}
 FOLDERS = {"saved_model.pb": "keras", "config.json": "pytorch"}  # by a file that lies in them
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 KNOWN = f"{', '.join(SUFFIXES)}, a SavedModel or Hugging Face folder, or `file.py:function`"
