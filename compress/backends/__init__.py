@@ -12,7 +12,7 @@ from compress.samples import Data
 BACKENDS = Registry(
     "backend",
     {
-        "pytorch": Entry("compress.backends.pytorch_network", "torch", "torch.nn.Module, folders of Hugging Face models"),
+        "pytorch": Entry("compress.backends.pytorch_network", "torch", "torch.nn.Module, folders of Hugging Face models, .pt2 of torch.export"),
         "keras": Entry("compress.backends.keras_network", "tensorflow", "Keras 3 and tf_keras models, .keras, .h5 of Keras 2, SavedModel"),
         "onnx": Entry("compress.backends.onnx_network", "onnx", ".onnx files"),
         "litert": Entry("compress.backends.litert_network", "tensorflow", ".tflite files"),
@@ -20,7 +20,7 @@ BACKENDS = Registry(
     aliases={"torch": "pytorch", "tensorflow": "keras", "tf": "keras"},
 )
 
-SUFFIXES = {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".onnx": "onnx", ".tflite": "litert"}
+SUFFIXES = {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".onnx": "onnx", ".tflite": "litert", ".pt2": "pytorch"}
 FOLDERS = {"saved_model.pb": "keras", "config.json": "pytorch"}  # by a file that lies in them
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 KNOWN = f"{', '.join(SUFFIXES)}, a SavedModel or Hugging Face folder, or `file.py:function`"
@@ -34,7 +34,7 @@ def backend_of(model: Any) -> str:
     torch = sys.modules.get("torch")
     if "keras" in bases or "tf_keras" in bases:
         return "keras"
-    if torch is not None and isinstance(model, torch.nn.Module):
+    if torch is not None and isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
         return "pytorch"
     raise InputError(f"a {type(model).__module__}.{type(model).__name__} is neither a torch.nn.Module nor a Keras model")
 

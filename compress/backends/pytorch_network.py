@@ -165,13 +165,13 @@ def framework_layout(value: np.ndarray, module: nn.Module, kind: str) -> np.ndar
     return value
 
 
-def open_model(model: nn.Module | str | Path, inputs: Data | None, weights_only: bool = False) -> PytorchNetwork:
+def open_model(model: nn.Module | torch.export.ExportedProgram | str | Path, inputs: Data | None, weights_only: bool = False) -> PytorchNetwork:
     """A copy of the model in evaluation mode with its batch norms folded. InputError where `inputs` is missing or does not run."""
     notes: tuple[str, ...] = ()
-    if isinstance(model, str | Path):
+    if not isinstance(model, nn.Module):
         from compress.backends.pytorch_loading import load
 
-        model, inputs, notes = load(Path(model), inputs, weights_only)
+        model, inputs, notes = load(Path(model) if isinstance(model, str) else model, inputs, weights_only)
     if inputs is None:
         raise InputError("a PyTorch model does not know its input shapes: give `inputs` (or `calibration`), at least one sample")
     specs, example = first_sample(model, inputs)
