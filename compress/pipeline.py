@@ -64,7 +64,7 @@ def compress(
     RecipeError, InputError (NaN weights are named; empty calibration), BrokenInvariant, MissingExtra.
     """
     recipe = Recipe.load(recipe)
-    network = model if hasattr(model, "with_weights") else open_model(model, inputs=calibration if inputs is None else inputs)
+    network = open_model(model, inputs=calibration if inputs is None else inputs)
     decided = plan(network.weights(), recipe)
     need_data(recipe, decided, network, calibration, training)
     work = Work(network, network, recipe, decided, Means(calibration, training, Path(checkpoints) if checkpoints else None, progress))
@@ -82,6 +82,13 @@ def compress(
     return Compressed(work.network, recipe, work.plan, encoded, calibration if decided.static else None, work.kept)
 
 
+NEEDS = {
+    "train": "trains",
+    "channel_groups": "takes channels out of layers",
+    "second_moments": "ranks weights by what their layers see",
+}
+
+
 def need_data(recipe: Recipe, decided: Plan, network: Network, calibration: Data | None, training: Training | None) -> None:
     """InputError where a step needs data that was not given, or what the framework lacks, before any work."""
     if decided.static:
@@ -89,6 +96,13 @@ def need_data(recipe: Recipe, decided: Plan, network: Network, calibration: Data
             raise InputError(f"recipe {recipe.name!r} has static activations: give `calibration`, some 100 typical inputs")
         next(samples(calibration, network.inputs))
     for index, step in enumerate(recipe.steps):
+        needed = ("train",) * bool(step.train) + ("channel_groups",) * (step.kind == "channels") + ("second_moments",) * getattr(step, "needs_moments", False)
+        lacking = [NEEDS[name] for name in needed if not hasattr(network, name)]
+        if lacking:
+            raise InputError(
+                f"recipe {recipe.name!r}, steps.{index} {lacking[0]}, which a network from a .{network.framework} file cannot: "
+                "give the PyTorch or Keras model that the file was made from"
+            )
         if step.kind == "cluster" and (reason := step.untrainable(network.framework)):
             raise InputError(f"recipe {recipe.name!r}, steps.{index}: {reason}")
     trains = [f"steps.{index}" for index, step in enumerate(recipe.steps) if step.train]

@@ -83,7 +83,7 @@ class Recipe(BaseModel):
                 some = ", ".join(w.name for w in layers[:4])
                 raise RecipeError(f"recipe {self.name!r}, steps.{index}.select: {wanted!r} matches no tensor; {close}the model has {some}, ...")
         if self.steps and not any(hits):
-            kinds = ", ".join(sorted({w.kind for w in layers})) or "no layer weights at all"
+            kinds = ", ".join(sorted({w.kind for w in layers})) or "none. A file that is quantized already stays as it is: measure it with recipe float32"
             raise RecipeError(f"recipe {self.name!r} selects no tensor of this model; its layer kinds: {kinds}")
 
 

@@ -68,11 +68,19 @@ def fingerprint(reference: str | None, folder: Path) -> list:
     if reference is None:
         return []
     if not is_code(reference):
-        return [reference, tree_hash(folder / reference)]
+        return [reference, tree_hash(folder / reference), *external(folder / reference)]
     path = source_file(reference.rpartition(":")[0], folder)
     seen: dict[str, str] = {}
     follow(path, path.parent, seen)
     return [reference, sorted(seen.items())]
+
+
+def external(path: Path) -> list[tuple[str, str]]:
+    """Names and hashes of the files beside an .onnx file that it names: its weights may lie there."""
+    if path.suffix != ".onnx":
+        return []
+    text = path.read_bytes()
+    return [(file.name, file_hash(file)) for file in sorted(path.parent.iterdir()) if file != path and file.is_file() and file.name.encode() in text]
 
 
 def follow(path: Path, folder: Path, seen: dict[str, str]) -> None:

@@ -64,8 +64,8 @@ def start_study(model: str, path: Path) -> list[Path]:
 
 
 def inputs_of(model: Any) -> Sequence[InputSpec] | Sequence[str]:
-    """A model's inputs; of PyTorch models, which do not know their shapes, the names."""
-    if backend_of(model) != "pytorch":
+    """A model's inputs; of PyTorch models in code, which do not know their shapes, the names."""
+    if isinstance(model, str | Path) or backend_of(model) != "pytorch":
         return open_model(model).inputs
     return list(inspect.signature(model.forward).parameters)
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from compress.artifact import Artifact, Contents, Ledger, Placement, StoredTensor, counted, file_hash
+from compress.backends import BACKENDS
 from compress.card import Card
 from compress.errors import BrokenFile, ExportError, InputError, Refused
 from compress.formats import CodebookFormat, Format, IntFormat
@@ -59,6 +60,7 @@ class Exporter(Protocol):
     """A module with these names. `write` may take minutes; `place` is instant and imports no framework."""
 
     SUFFIX: str
+    SOURCES: tuple[str, ...]  # the backends whose networks it writes
     RUNTIME: str  # the runtime that a study uses for its files; empty where other programs run them
     OWN_NUMBERS: bool  # True where the converter picks codes itself, so nothing is compared with the plan
 
@@ -111,6 +113,9 @@ def proven(small: Compressed) -> dict[str, list[str]]:
 def placements(plan: Plan, exporter: str, framework: str, allow_float: bool = False) -> dict[str, Placed]:
     """How each tensor with a format will be stored by an exporter; Refused names every tensor that it cannot store."""
     module = EXPORTERS.load(exporter)
+    if framework not in module.SOURCES:
+        known = " and ".join(BACKENDS.entries[name].about for name in module.SOURCES)
+        raise Refused(f"{EXPORTERS.name(exporter)} writes files of {known}; this model is of the backend {framework}")
     placed, refused = {}, []
     for decision in plan.compressed.values():
         try:

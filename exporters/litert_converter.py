@@ -9,10 +9,11 @@ from compress.plan import Decision
 from exporters import Placed, refuse_exotic
 from exporters.to_litert import EXPANDED, read
 
-__all__ = ["OWN_NUMBERS", "RUNTIME", "SUFFIX", "place", "read", "write"]
+__all__ = ["OWN_NUMBERS", "RUNTIME", "SOURCES", "SUFFIX", "place", "read", "write"]
 
 SUFFIX = ".tflite"
 RUNTIME = "litert"
+SOURCES = ("keras",)
 OWN_NUMBERS = True
 
 OWN_SCALES = "TFLiteConverter picks the scales itself"
@@ -21,7 +22,6 @@ OWN_SCALES = "TFLiteConverter picks the scales itself"
 def place(decision: Decision, framework: str) -> Placed:
     """How TFLiteConverter stores one tensor. Refused where it has no such mode."""
     fmt, activations = decision.format, decision.activations
-    check_framework(framework)
     if isinstance(fmt, FloatFormat):
         if fmt.dtype != "float16" or activations is not None:
             raise Refused(f"TFLiteConverter has float16 weights with float activations, not {fmt} with {activations or 'float activations'}")
@@ -36,14 +36,8 @@ def place(decision: Decision, framework: str) -> Placed:
     return Placed("native", OWN_SCALES)
 
 
-def check_framework(framework: str) -> None:
-    if framework != "keras":
-        raise Refused("TFLiteConverter takes Keras models only; other models come to LiteRT through the exporter litert")
-
-
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
     """Converts and quantizes in one go. ExportError where nothing was quantized."""
-    check_framework(small.network.framework)
     from exporters import litert_converting
 
     return litert_converting.write(small, path)

@@ -32,10 +32,11 @@ class FloatFile:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     unclear: frozenset[str] = frozenset()
+    converted: bool = True  # False for a file of the user's own
 
     def as_converted(self) -> Any:
         """A ModelT of what the converter wrote, folded weights and all."""
-        return parsed(self.data, len(self.inputs))
+        return parsed(self.data, len(self.inputs)) if self.converted else tflite_file.parse(self.data, "the model")
 
 
 CONVERTED: WeakKeyDictionary[Network, FloatFile] = WeakKeyDictionary()
@@ -48,8 +49,18 @@ def float_file(network: Network) -> FloatFile:
     return CONVERTED[network]
 
 
+def of_file(network: Network) -> FloatFile:
+    """A .tflite network's own file: nothing was converted, so nothing was folded or renamed."""
+    model = tflite_file.parse(network.model, "the model")
+    layouts = match(model, {name: weight for name, weight in network.weights().items() if weight.kind in COMPRESSIBLE})
+    graph = model.subgraphs[0]
+    return FloatFile(network.model, model, layouts, tuple(range(len(graph.inputs))), tuple(range(len(graph.outputs))), converted=False)
+
+
 def convert(network: Network) -> FloatFile:
-    data = {"pytorch": from_pytorch, "keras": from_keras}[network.framework](network)
+    if network.framework == "litert":
+        return of_file(network)
+    data = {"pytorch": from_pytorch, "keras": from_keras, "onnx": from_onnx}[network.framework](network)
     model = parsed(data, len(network.inputs))
     weights = network.weights()
     layers = {name: weight for name, weight in weights.items() if weight.kind in COMPRESSIBLE}
@@ -106,6 +117,12 @@ def from_pytorch(network: Network) -> bytes:
             return litert_torch.convert(Flat().eval(), (*network.example, zero)).model_content()
         except Exception as error:
             raise Refused(f"litert-torch cannot convert this {type(network.model).__name__}: {first_line(error)}") from error
+
+
+def from_onnx(network: Network) -> bytes:
+    from compress.backends.onnx_in_torch import in_torch
+
+    return from_pytorch(in_torch(network))
 
 
 @contextmanager

@@ -40,15 +40,16 @@ def float_model(network: Network) -> tuple[ir.Model, Found]:
 
 def convert(network: Network) -> tuple[ir.Model, Found]:
     weights = {name: weight for name, weight in network.weights().items() if weight.kind in COMPRESSIBLE}
-    model = from_torch(network) if network.framework == "pytorch" else from_keras(network)
-    model = with_inputs_for(model, find(model.graph, weights), optimized)
+    model = {"pytorch": from_torch, "keras": from_keras, "onnx": from_onnx}[network.framework](network)
+    if network.framework != "onnx":  # a file of the user's own runs as it is
+        model = with_inputs_for(model, find(model.graph, weights), optimized)
     if network.framework == "keras":
         # Convolution kernels may be folded here: Keras's [*kernel, in, out] becomes ONNX's [out, in, *kernel], a bias enters its convolution.
         biases_into_convolutions(model.graph)
         matrices = {name: weight for name, weight in weights.items() if "conv" not in weight.kind}
         model = with_inputs_for(model, find(model.graph, matrices), without_transposes)
     passes.ClearMetadataAndDocStringPass()(model)
-    model.doc_string, model.ir_version = None, IR_VERSION
+    model.doc_string, model.ir_version = None, max(IR_VERSION, model.ir_version or 0) if network.framework == "onnx" else IR_VERSION
     passes.RemoveUnusedNodesPass()(model)
     return model, find(model.graph, weights)
 
@@ -61,6 +62,10 @@ def from_torch(network: Network) -> ir.Model:
         return torch.onnx.export(network.model, network.example, dynamo=True, optimize=False, opset_version=OPSET, input_names=names, verbose=False).model
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch.onnx does not export {type(network.model).__name__}: {last_line(error)}") from error
+
+
+def from_onnx(network: Network) -> ir.Model:
+    return network.model.clone(deep_copy=True)
 
 
 def last_line(error: BaseException) -> str:

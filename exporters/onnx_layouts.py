@@ -32,6 +32,8 @@ def layouts(canonical: tuple[int, ...], shape: tuple[int, ...]) -> Iterable[Layo
     for order in permutations(range(len(canonical))):
         if tuple(canonical[axis] for axis in order) == shape:
             yield Layout(canonical, order, shape)
+    if len(shape) == 3 and canonical == (shape[0] * shape[1], shape[2]):  # both directions of a recurrent layer
+        yield Layout(canonical, (0, 1), shape)
     if len(canonical) == len(shape) > 2:
         out, kernel = canonical[0], canonical[2:]
         axes = tuple(range(3, 3 + len(kernel)))

@@ -175,11 +175,11 @@ def metadata(model: Any, key: str) -> bytes | None:
 
 
 def with_metadata(model: Any, key: str, content: bytes) -> Any:
-    """A ModelT with one entry more; it shares all the rest."""
+    """A ModelT with this entry in place of one of its name; it shares all the rest."""
     buffer, entry, more = schema.BufferT(), schema.MetadataT(), copy.copy(model)
     buffer.data = np.frombuffer(content, np.uint8)
     entry.name, entry.buffer = key.encode(), len(model.buffers)
-    more.buffers, more.metadata = [*model.buffers, buffer], [*(model.metadata or ()), entry]
+    more.buffers, more.metadata = [*model.buffers, buffer], [*(old for old in model.metadata or () if text(old.name) != key), entry]
     return more
 
 

@@ -18,6 +18,7 @@ from exporters.to_torch import batches, example, float_program, the_static_activ
 
 SUFFIX = ".pte"
 RUNTIME = "executorch"
+SOURCES = ("pytorch", "keras", "onnx")
 OWN_NUMBERS = False
 
 
@@ -76,7 +77,7 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
 
 def names_of_constants(small: Compressed, origins: Mapping[str, str]) -> dict[str, str] | None:
     """The plan's names by the graph's; None where the graph's own names tell nothing."""
-    if small.network.framework == "keras":
+    if small.network.framework != "pytorch":
         return None
     named = {alias: weight.name for weight in small.network.weights().values() for alias in (weight.name, *weight.tied)}
     return named | {fresh: named[old] for fresh, old in origins.items() if old in named}

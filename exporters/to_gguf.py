@@ -14,6 +14,7 @@ from exporters import Placed, gguf_llama, metadata, placements
 from exporters.gguf_file import BLOCK, METADATA_KEY, library, read_contents, to_bytes, type_of
 
 SUFFIX = ".gguf"
+SOURCES = ("pytorch", "keras", "onnx", "litert")
 RUNTIME = ""  # other programs load these files
 OWN_NUMBERS = False
 MATRICES = ("linear", "attention", "embedding")

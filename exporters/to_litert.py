@@ -19,6 +19,7 @@ from exporters import METADATA_KEY, Placed, placements, refuse_exotic
 
 SUFFIX = ".tflite"
 RUNTIME = "litert"
+SOURCES = ("pytorch", "keras", "onnx", "litert")
 OWN_NUMBERS = False
 INTERFACES = ("float32", "float16", "int8", "uint8")
 
@@ -32,8 +33,6 @@ LOOKED_UP = "rows are expanded to float32 as they are looked up"
 
 def place(decision: Decision, framework: str) -> Placed:
     """How LiteRT computes with one tensor of the plan. Refused, with the reason, where it cannot."""
-    if framework not in ("pytorch", "keras"):
-        raise Refused(f"LiteRT files are made from PyTorch and Keras models, not {framework}")
     lacking = lacks(decision, framework)
     if lacking is None:
         return place_in_own_types(decision, framework)
@@ -190,11 +189,15 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
         raise ExportError(f"the LiteRT converter changed or dropped {', '.join(lost)}: not found in the float file; set allow_float: true to leave it in float")
     given = {found.layout.file_name: found for found in numbers(small, converted, wanted)}
     packed = {file_name: found for file_name, found in given.items() if found.packed}
+    untouched = network.framework == "litert" and not small.recipe.steps
     reasons = {d.name: placed[d.name].reason if d.name in placed else d.reason for d in plan.decisions}
     reasons |= dict.fromkeys((name for name, found in converted.layouts.items() if not found), "the LiteRT converter changed or dropped it")
     model = converted.unfolded if given else converted.as_converted()
     about = told(small, "litert", converted.layouts, (converted.inputs, converted.outputs), reasons, {found.name for found in packed.values()})
     model = tflite_file.with_metadata(model, METADATA_KEY, about)
+    if untouched:  # litert-quantizer takes no quantized files
+        path.write_bytes(tflite_file.serialized(model))
+        return ("the file is the model's own, with metadata added",)
     activations = static_activations(small)
     calibrated = None
     if activations is not None:

@@ -22,6 +22,7 @@ from exporters.onnx_schemes import FOLDED, scheme_of
 
 SUFFIX = ".onnx"
 RUNTIME = "onnxruntime"
+SOURCES = ("pytorch", "keras", "onnx")
 OWN_NUMBERS = False
 
 STATIC_NOTES = (

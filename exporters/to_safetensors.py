@@ -19,6 +19,7 @@ from exporters import METADATA_KEY, Placed, checkpoint_bitsandbytes, checkpoint_
 from exporters.checkpoint_file import Raw, read_file, write_file
 
 SUFFIX = ".safetensors"
+SOURCES = ("pytorch",)
 RUNTIME = ""  # other programs load checkpoints
 OWN_NUMBERS = False
 FILE_NAME = "model.safetensors"
@@ -34,8 +35,6 @@ def method_of(decision: Decision) -> ModuleType:
 
 
 def place(decision: Decision, framework: str) -> Placed:
-    if framework != "pytorch":
-        raise Refused(f"Hugging Face checkpoints are PyTorch models, not {framework} ones")
     if decision.kind != "linear":
         raise Refused(f"checkpoints store linear layers in few bits, not layers of kind {decision.kind}")
     if decision.activations is not None:

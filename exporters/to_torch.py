@@ -18,6 +18,7 @@ from exporters.torch_placing import choose
 
 SUFFIX = ".pt2"
 RUNTIME = "torch"
+SOURCES = ("pytorch", "keras", "onnx")
 OWN_NUMBERS = False
 
 programs: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()  # a network's float program: several recipes export it once
@@ -61,7 +62,7 @@ def notes(small: Compressed) -> tuple[str, ...]:
 def float_program(network: Any) -> Any:
     """torch.export's program of the network in float32, exported once per network object."""
     if network not in programs:
-        programs[network] = keras_program(network) if network.framework == "keras" else pytorch_program(network)
+        programs[network] = {"pytorch": pytorch_program, "keras": keras_program, "onnx": onnx_program}[network.framework](network)
     return programs[network]
 
 
@@ -77,6 +78,12 @@ def pytorch_program(network: Any) -> Any:
         raise ExportError(f"torch.export refused {type(network.model).__name__}: {error}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def onnx_program(network: Any) -> Any:
+    from compress.backends.onnx_in_torch import in_torch
+
+    return pytorch_program(in_torch(network))
 
 
 def keras_program(network: Any) -> Any:
@@ -101,7 +108,7 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
     choices = {name: choose(small.plan.compressed[name]) for name, found in placed.items() if found.placement != "float"}
     weights = small.network.weights()
     kept = kept_in_float(small, module, weights, {name: found.reason for name, found in placed.items() if name not in choices})
-    aliases = None if small.network.framework == "keras" else {alias: w.name for w in weights.values() for alias in (w.name, *w.tied)}
+    aliases = None if small.network.framework != "pytorch" else {alias: w.name for w in weights.values() for alias in (w.name, *w.tied)}
     sites = find_sites(module, {name: weights[name].value for name in choices}, aliases)
     repeated = frozenset(name for name, choice in choices.items() if choice.way == "static" and not small.encoded[name].scales.ndim)
     builder, static = Builder(module, small.encoded, repeated), {}
@@ -125,7 +132,7 @@ def kept_in_float(small: Compressed, module: Any, weights: Mapping[str, Weight],
     from exporters.torch_graph import names_by_value
 
     names = {name: name for name in refused}
-    if small.network.framework == "keras":
+    if small.network.framework != "pytorch":
         names = names_by_value(module, {d.name: weights[d.name].value for d in small.plan.decisions if d.format is None or d.name in refused})
     return {name: {"file_name": target, "placement": "float", "reason": refused.get(name, "")} for name, target in names.items()}
 

@@ -12,34 +12,56 @@ from compress.samples import Data
 BACKENDS = Registry(
     "backend",
     {
-        "pytorch": Entry("compress.backends.pytorch_network", "torch", "torch.nn.Module and Hugging Face models"),
+        "pytorch": Entry("compress.backends.pytorch_network", "torch", "torch.nn.Module, folders of Hugging Face models, .pt2 of torch.export"),
         "keras": Entry("compress.backends.keras_network", "tensorflow", "Keras 3 and tf_keras models, .keras, .h5 of Keras 2, SavedModel"),
+        "onnx": Entry("compress.backends.onnx_network", "onnx", ".onnx files"),
+        "litert": Entry("compress.backends.litert_network", "tensorflow", ".tflite files"),
     },
     aliases={"torch": "pytorch", "tensorflow": "keras", "tf": "keras"},
 )
+
+SUFFIXES = {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".onnx": "onnx", ".tflite": "litert", ".pt2": "pytorch"}
+FOLDERS = {"saved_model.pb": "keras", "config.json": "pytorch"}  # by a file that lies in them
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+KNOWN = f"{', '.join(SUFFIXES)}, a SavedModel or Hugging Face folder, or `file.py:function`"
 
 
 def backend_of(model: Any) -> str:
     """The registered backend that opens a model object or path. InputError for anything else."""
     if isinstance(model, str | Path):
-        path = Path(model)
-        if not path.exists():
-            raise InputError(f"{path}: no such model file; a model in code is named as `file.py:function`")
-        if path.suffix in (".keras", ".h5", ".hdf5") or (path / "saved_model.pb").exists():
-            return "keras"
-        raise InputError(f"{path}: models open from .keras, .h5, a SavedModel folder, or `file.py:function`")
+        return backend_of_path(Path(model))
     bases = {base.__module__.split(".")[0] for base in type(model).__mro__}
     torch = sys.modules.get("torch")
     if "keras" in bases or "tf_keras" in bases:
         return "keras"
-    if torch is not None and isinstance(model, torch.nn.Module):
+    if torch is not None and isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
         return "pytorch"
     raise InputError(f"a {type(model).__module__}.{type(model).__name__} is neither a torch.nn.Module nor a Keras model")
 
 
-def open_model(model: Any, inputs: Data | None = None) -> Network:
-    """A model object, or a path to .keras, .h5 or a SavedModel, as a Network; the caller's model is left as it is.
+def backend_of_path(path: Path) -> str:
+    if not path.exists():
+        raise InputError(f"{path}: no such model file; a model in code is named as `file.py:function`")
+    found = SUFFIXES.get(path.suffix) or next((name for inside, name in FOLDERS.items() if (path / inside).exists()), None)
+    if found:
+        return found
+    if path.suffix in PICKLED:
+        raise InputError(
+            f"{path} is a pickle, which can run code when it is opened, and holds weights without a model: write a `file.py:function` that builds the model, "
+            "loads torch.load(path, weights_only=True) into it and returns it"
+        )
+    raise InputError(f"{path}: models open from {KNOWN}")
 
-    inputs  example data; PyTorch models need it to know their input shapes. Only its first sample is used.
+
+def open_model(model: Any, inputs: Data | None = None, weights_only: bool = False) -> Network:
+    """A model object, or the path of a file or folder that holds one, as a Network; the caller's model is left as it is, and a Network is itself.
+
+    inputs        example data; PyTorch models need it to know their input shapes. Only its first sample is used.
+    weights_only  allows the pickled weights of a Hugging Face folder, read by torch's unpickler that makes nothing but tensors and containers
     """
-    return BACKENDS.load(backend_of(model)).open_model(model, inputs)
+    if hasattr(model, "with_weights"):
+        return model
+    name = backend_of(model)
+    if weights_only and name != "pytorch":
+        raise InputError("weights_only is for Hugging Face folders with pickled weights")
+    return BACKENDS.load(name).open_model(model, inputs, **({"weights_only": True} if weights_only else {}))

@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import keras
 
+from compress.backends.archives import check_archive
 from compress.errors import InputError
 
 DROPPED = {"groups": 1, "time_major": False}  # arguments of Keras 2 that Keras 3 lacks, with the value that it always has
@@ -34,6 +35,8 @@ def load(model: Any) -> keras.Model:
 def load_path(path: Path) -> keras.Model:
     if path.is_dir() and (path / "saved_model.pb").exists():
         return load_saved_model(path)
+    if path.suffix == ".keras":
+        check_archive(path)
     try:
         return load_h5(path) if path.suffix in (".h5", ".hdf5") else keras.models.load_model(path, compile=False, safe_mode=True)
     except (ValueError, TypeError, OSError, KeyError, AttributeError) as error:

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,8 +165,13 @@ def framework_layout(value: np.ndarray, module: nn.Module, kind: str) -> np.ndar
     return value
 
 
-def open_model(model: nn.Module, inputs: Data | None) -> PytorchNetwork:
+def open_model(model: nn.Module | torch.export.ExportedProgram | str | Path, inputs: Data | None, weights_only: bool = False) -> PytorchNetwork:
     """A copy of the model in evaluation mode with its batch norms folded. InputError where `inputs` is missing or does not run."""
+    notes: tuple[str, ...] = ()
+    if not isinstance(model, nn.Module):
+        from compress.backends.pytorch_loading import load
+
+        model, inputs, notes = load(Path(model) if isinstance(model, str) else model, inputs, weights_only)
     if inputs is None:
         raise InputError("a PyTorch model does not know its input shapes: give `inputs` (or `calibration`), at least one sample")
     specs, example = first_sample(model, inputs)
@@ -182,7 +188,7 @@ def open_model(model: nn.Module, inputs: Data | None) -> PytorchNetwork:
         shapes = ", ".join(f"{spec.name} {list(spec.shape)} {spec.dtype}" for spec in specs)
         raise InputError(f"{type(model).__name__} does not run on the first sample ({shapes}): {error}") from error
     flatten(outputs)
-    return PytorchNetwork(model, specs, example, fold_batch_norms(model, copies(example)) + unknown_layers(model))
+    return PytorchNetwork(model, specs, example, notes + fold_batch_norms(model, copies(example)) + unknown_layers(model))
 
 
 def copies(example: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:

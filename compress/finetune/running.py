@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from compress.backends import hugging_face
 from compress.errors import InputError
 from compress.finetune.adapter_file import save_adapter
 from compress.finetune.adapting import trainable_table
@@ -86,11 +87,7 @@ def load_network(reference: str, folder: Path) -> torch.nn.Module:
         return resolve(reference, folder)()
     if not (folder / reference / "config.json").is_file():
         raise InputError(f"model {reference!r}: neither `file.py:function` nor a folder with config.json")
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(folder / reference)
-    kind = getattr(transformers, (config.architectures or ["AutoModel"])[0])
-    return kind.from_pretrained(folder / reference, dtype=torch.float32)
+    return hugging_face.load(folder / reference)
 
 
 def write(path: Path, content: bytes) -> None:
