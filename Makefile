@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 CORE := .venv-core/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install compare compare-full compare-formats digits digits-training deep-compression compare-training finetune test test-slow gpu-check test-core lint bench clean
+.PHONY: help install compare compare-full compare-formats digits digits-training deep-compression compare-training finetune test test-slow gpu-check test-core lint docs bench clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -13,7 +13,7 @@ install: $(INSTALLED) ## create .venv with every framework and the example data 
 $(INSTALLED): pyproject.toml constraints.txt examples/requirements.txt
 	@echo "Installing into .venv; the frameworks are large, expect some minutes the first time."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[all,examples,peers,dev]'
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[all,examples,peers,docs,dev]'
 	$(BIN)/python -m pip install --progress-bar on --no-deps -r examples/requirements.txt
 	@touch $@
 
@@ -63,8 +63,11 @@ lint: $(INSTALLED) ## ruff's rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(INSTALLED) ## the documentation site; writes site/, warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(INSTALLED) ## this project against its peers (benchmarks/)
 	$(BIN)/python -m benchmarks
 
 clean: ## remove environments and reports
-	rm -rf .venv .venv-core report report-full report-formats report-training digits digits-training digits-tf-keras deep-compression finetuned gpu-check
+	rm -rf .venv .venv-core site report report-full report-formats report-training digits digits-training digits-tf-keras deep-compression finetuned gpu-check

@@ -96,7 +96,7 @@ class Study(Document):
     """
 
     name: str
-    models: dict[str, Annotated[Model, BeforeValidator(from_name)]] = Field(min_length=1)
+    models: dict[str, Annotated[Model, BeforeValidator(from_name, json_schema_input_type=Model | str)]] = Field(min_length=1)
     calibration: str | None = None
     test: str | None = None
     training: str | None = None

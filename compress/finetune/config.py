@@ -23,7 +23,7 @@ class Run(Document):
     against        the run that this one is compared with; null: the first
     """
 
-    method: Annotated[Method, BeforeValidator(load_method)]
+    method: Annotated[Method, BeforeValidator(load_method, json_schema_input_type=str | dict[str, Any])]
     learning_rate: float | None = Field(None, gt=0)
     model: str | None = None
     against: str | None = None
@@ -50,7 +50,7 @@ class Finetuning(Document):
     train_samples: int | None = Field(None, gt=0)
     test_samples: int | None = Field(None, gt=0)
     budget: Budget
-    runs: dict[str, Annotated[Run, BeforeValidator(run_of)]] = Field(min_length=1)
+    runs: dict[str, Annotated[Run, BeforeValidator(run_of, json_schema_input_type=Run | str)]] = Field(min_length=1)
     merge: bool = True
     threads: int = Field(2, gt=0)
     limit_seconds: float = Field(86_400, gt=0)

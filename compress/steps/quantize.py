@@ -7,10 +7,10 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from compress.errors import InputError
-from compress.formats import CodebookFormat, DynamicActivations, FloatFormat, Format, IntFormat, PerAxis, PerTensor, StaticActivations
+from compress.formats import DynamicActivations, FloatFormat, Format, IntFormat, PerAxis, PerTensor, StaticActivations
 from compress.network import Weight
 from compress.numerics import reach
-from compress.presets import preset
+from compress.presets import PRESETS, preset
 from compress.steps.selector import Selector
 from compress.training import Budget
 
@@ -35,7 +35,7 @@ class Quantize(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     step: Literal["quantize"] = "quantize"
     select: Selector = Selector()
-    weights: Annotated[IntFormat | FloatFormat | CodebookFormat, Field(discriminator="type"), BeforeValidator(named)]
+    weights: Annotated[Format, Field(discriminator="type"), BeforeValidator(named, json_schema_input_type=Format | Literal[*PRESETS])]
     activations: Annotated[DynamicActivations | StaticActivations, Field(discriminator="type")] | None = None
     train: Budget | None = None
     scales: Literal["fitted", "learned"] = "fitted"
