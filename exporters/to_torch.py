@@ -108,8 +108,7 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
     choices = {name: choose(small.plan.compressed[name]) for name, found in placed.items() if found.placement != "float"}
     weights = small.network.weights()
     kept = kept_in_float(small, module, weights, {name: found.reason for name, found in placed.items() if name not in choices})
-    aliases = None if small.network.framework != "pytorch" else {alias: w.name for w in weights.values() for alias in (w.name, *w.tied)}
-    sites = find_sites(module, {name: weights[name].value for name in choices}, aliases)
+    sites = find_sites(module, {name: weights[name].value for name in choices}, aliases(small))
     repeated = frozenset(name for name, choice in choices.items() if choice.way == "static" and not small.encoded[name].scales.ndim)
     builder, static = Builder(module, small.encoded, repeated), {}
     for site in sites:
@@ -125,6 +124,11 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
         quantizer = PlannedQuantizer(set(static), the_static_activations(small, set(static.values())))
         module = quantize_static(builder, static, quantizer, place_codes, batches(small))
     return module, kept | {name: described(builder, small.plan.compressed[name], choice.at_load) for name, choice in choices.items()}
+
+
+def aliases(small: Compressed) -> dict[str, str] | None:
+    """A weight's name by every name that its graph has for it; None where the graph's names are not the model's."""
+    return {alias: w.name for w in small.network.weights().values() for alias in (w.name, *w.tied)} if small.network.framework == "pytorch" else None
 
 
 def kept_in_float(small: Compressed, module: Any, weights: Mapping[str, Weight], refused: Mapping[str, str]) -> dict[str, dict[str, Any]]:

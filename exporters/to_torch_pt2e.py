@@ -11,9 +11,9 @@ from compress.numerics.storing import FORMAT
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from exporters import Placed, placements, some
-from exporters.to_torch import batches, float_program, kept_in_float, read, save
+from exporters.to_torch import SOURCES, aliases, batches, float_program, kept_in_float, read, save
 
-__all__ = ["OWN_NUMBERS", "RUNTIME", "SUFFIX", "place", "read", "write"]
+__all__ = ["OWN_NUMBERS", "RUNTIME", "SOURCES", "SUFFIX", "place", "read", "write"]
 
 SUFFIX = ".pt2"
 RUNTIME = "torch"
@@ -47,8 +47,7 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
     module, weights = flat_module(float_program(small.network)), small.network.weights()
     stored = kept_in_float(small, module, weights, {name: found.reason for name, found in placed.items() if name not in wanted})
     if wanted:
-        aliases = None if small.network.framework == "keras" else {alias: w.name for w in weights.values() for alias in (w.name, *w.tied)}
-        sites = find_sites(module, {name: weights[name].value for name in wanted}, aliases)
+        sites = find_sites(module, {name: weights[name].value for name in wanted}, aliases(small))
         readers = {site.user.name: (site.name, why_not(site.user)) for site in sites}
         module = quantized(small, module)
         stored |= dict(described(small, module, readers))
