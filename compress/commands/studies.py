@@ -49,8 +49,7 @@ def compare(
 
     wanted = [name.strip() for name in targets.split(",") if name.strip()]
     if dry_run:
-        with errors.status("opening the models"):
-            return foreseen.show(evaluators.Study.load(study, wanted), as_json)
+        return foreseen.show(evaluators.Study.load(study, wanted), as_json)
     with resumable():
         results = evaluators.compare(study, out, targets=wanted)
     show_report(results, out, as_json)
