@@ -1,35 +1,33 @@
 """Which arithmetic an ExecuTorch file gives a tensor, decided from the plan alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from compress.artifact import Placement
 from compress.errors import Refused
 from compress.formats import CodebookFormat, FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor, StaticActivations
 from compress.plan import Decision
+from exporters import Placed
 
 Way = Literal["decode", "dynamic", "static"]
-"""decode   expanded to float32 by ExecuTorch's portable kernels at each run, which then run the operator that reads it
+"""decode   expanded to float32 by ExecuTorch's portable kernels at each run, before the operator that reads it; convolutions become products of matrices
 dynamic  XNNPACK's product of int8 or int4 weights with activations quantized per token at run time
 static   XNNPACK's int8 product with activations quantized by calibrated ranges
 """
 
 LINEAR = ("linear", "attention")
-CONVOLUTIONS = ("conv1d", "conv2d", "depthwise_conv1d", "depthwise_conv2d", "conv_transpose2d")
+PRODUCTS = ("conv1d", "conv2d", "depthwise_conv1d", "depthwise_conv2d")  # see exporters.executorch_products
+CONVOLUTIONS = (*PRODUCTS, "conv_transpose2d")
 GROUP = 32  # XNNPACK's int4 groups hold a multiple of this many inputs
 QUANTIZES = "XNNPACK's int4 kernel quantizes activations to int8 at run time"
 
 
 @dataclass(frozen=True)
-class Choice:
-    way: Way
-    placement: Placement
-    reason: str = ""
-
+class Choice(Placed):
+    way: Way = field(kw_only=True)
     at_load = False  # ExecuTorch computes nothing when it loads a file
 
 
-def choose(decision: Decision) -> Choice:
+def place(decision: Decision, framework: str) -> Choice:
     """The arithmetic for a tensor with a format. Refused where no file can hold it, or its expansion at every run would cost more than the layer."""
     fmt, activations = decision.format, decision.activations
     if isinstance(activations, StaticActivations) and activations.bits == 16:
@@ -47,9 +45,10 @@ def choose(decision: Decision) -> Choice:
 
 def decode(decision: Decision, why: str) -> Choice:
     if decision.kind == "embedding":
-        return Choice("decode", "decoded", f"{why}: the rows that are looked up are expanded to float32")
+        return Choice("decoded", f"{why}: the rows that are looked up are expanded to float32", way="decode")
     unquantized = "" if decision.activations is None else " with activations in float"
-    return Choice("decode", "decoded", f"{why}: it is expanded to float32 at each run, and its layer runs outside of XNNPACK{unquantized}")
+    runs = "is a product of matrices" if decision.kind in PRODUCTS else "runs outside of XNNPACK"
+    return Choice("decoded", f"{why}: it is expanded to float32 at each run, and its layer {runs}{unquantized}", way="decode")
 
 
 def int8(decision: Decision, fmt: IntFormat) -> Choice:
@@ -62,9 +61,9 @@ def int8(decision: Decision, fmt: IntFormat) -> Choice:
         return decode(decision, f"XNNPACK's int8 weights have positive scales and no zero points, unlike rule {fmt.rule!r}")
     if isinstance(activations, StaticActivations):
         known = kind in (*LINEAR, *CONVOLUTIONS)
-        return Choice("static", "native") if known else decode(decision, f"XNNPACK has no static int8 kernel for layers of kind {kind}")
+        return Choice("native", way="static") if known else decode(decision, f"XNNPACK has no static int8 kernel for layers of kind {kind}")
     if kind in LINEAR or (kind == "conv2d" and decision.shape[1] > 1):  # XNNPACK runs one input channel in its depthwise kernel
-        return Choice("dynamic", "native")
+        return Choice("native", way="dynamic")
     return decode(decision, f"XNNPACK has no kernel for dynamic activations in layers of kind {kind}")
 
 
@@ -72,7 +71,7 @@ def int4(decision: Decision, fmt: IntFormat) -> Choice:
     for wrong, reason in int4_limits(decision, fmt):
         if wrong:
             raise Refused(f"XNNPACK's int4 kernel cannot take it: {reason}")
-    return Choice("dynamic", "native", "" if decision.activations else QUANTIZES)
+    return Choice("native", "" if decision.activations else QUANTIZES, way="dynamic")
 
 
 def int4_limits(decision: Decision, fmt: IntFormat):

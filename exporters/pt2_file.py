@@ -48,7 +48,7 @@ class Raw:
     value: np.ndarray | None  # None where it is pickled or of an unknown dtype
 
 
-def read_contents(path: Path) -> Contents:
+def read(path: Path) -> Contents:
     """What a .pt2 file holds, whoever wrote it. BrokenFile for one that is damaged or of another kind."""
     try:
         with zipfile.ZipFile(path) as archive:

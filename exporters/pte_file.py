@@ -58,7 +58,7 @@ class File:
     blobs: Mapping[str, bytes]
 
 
-def read_contents(path: Path) -> Contents:
+def read(path: Path) -> Contents:
     """What a .pte file holds, whoever wrote it. BrokenFile for one that is damaged or of another kind."""
     data = path.read_bytes()
     if data[4:8] != MARK:

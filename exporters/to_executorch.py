@@ -6,29 +6,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compress.artifact import Contents
 from compress.errors import ExportError, Refused
 from compress.numerics.storing import FORMAT
 from compress.pipeline import Compressed
-from compress.plan import Decision
-from exporters import METADATA_KEY, Placed, metadata, placements
-from exporters.executorch_placing import QUANTIZES, Choice, choose
-from exporters.pte_file import contents_of, opened, read_contents
+from exporters import METADATA_KEY, metadata, placements
+from exporters.executorch_placing import QUANTIZES, Choice
+from exporters.executorch_placing import place as place
+from exporters.pte_file import contents_of, opened
+from exporters.pte_file import read as read
 from exporters.to_torch import batches, example, float_program, the_static_activations
 
 SUFFIX = ".pte"
 RUNTIME = "executorch"
 SOURCES = ("pytorch", "keras", "onnx")
 OWN_NUMBERS = False
-
-
-def place(decision: Decision, framework: str) -> Placed:
-    choice = choose(decision)
-    return Placed(choice.placement, choice.reason)
-
-
-def read(path: Path) -> Contents:
-    return read_contents(path)
 
 
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
@@ -50,11 +41,12 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
     """The module reading the core's codes, and what the file's metadata says about each tensor of the plan."""
     from exporters.executorch_graph import simplified
     from exporters.executorch_kernels import held, place_dynamic, reads_weight
+    from exporters.executorch_products import as_product, is_convolution
     from exporters.torch_graph import Builder, find_sites
     from exporters.torch_kernels import place_site
 
     placed = placements(small.plan, "executorch", small.network.framework, small.recipe.allow_float)
-    choices = {name: choose(small.plan.compressed[name]) for name, found in placed.items() if found.placement != "float"}
+    choices = {name: found for name, found in placed.items() if found.placement != "float"}
     weights, aliases = small.network.weights(), names_of_constants(small, simplified(module))
     refused = {name: found.reason for name, found in placed.items() if name not in choices}
     named = names_of_floats(small, module, aliases, refused)
@@ -64,6 +56,8 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
         choice = choices[site.name]
         if choice.way == "decode" or not reads_weight(site):
             place_site(builder, site, choice if choice.way == "decode" else read_by(site.user.target))
+            if is_convolution(site.user):
+                as_product(builder, site.user, tuple(site.source.meta["val"].shape))
             continue
         native.setdefault(site.name, []).append(held(small.encoded[site.name], site.user, named))
         if choice.way == "static":
@@ -197,4 +191,4 @@ def notes(stored: Mapping[str, Mapping[str, Any]], outside: Mapping[str, int]) -
 
 
 def read_by(operator: Any) -> Choice:
-    return Choice("decode", "decoded", f"{operator} reads it, which XNNPACK does not compute with integer weights")
+    return Choice("decoded", f"{operator} reads it, which XNNPACK does not compute with integer weights", way="decode")

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.artifact import Contents
 from compress.errors import ExportError, Refused
 from compress.network import Weight
 from compress.numerics.storing import FORMAT
 from compress.pipeline import Compressed
 from compress.plan import Decision
 from compress.samples import samples
-from exporters import Placed, metadata, placements
-from exporters.pt2_file import METADATA_FILE, read_contents
-from exporters.torch_placing import choose
+from exporters import metadata, placements
+from exporters.pt2_file import METADATA_FILE
+from exporters.pt2_file import read as read
+from exporters.torch_placing import place as place
 
 SUFFIX = ".pt2"
 RUNTIME = "torch"
@@ -22,15 +22,6 @@ SOURCES = ("pytorch", "keras", "onnx")
 OWN_NUMBERS = False
 
 programs: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()  # a network's float program: several recipes export it once
-
-
-def place(decision: Decision, framework: str) -> Placed:
-    choice = choose(decision)
-    return Placed(choice.placement, choice.reason)
-
-
-def read(path: Path) -> Contents:
-    return read_contents(path)
 
 
 def write(small: Compressed, path: Path) -> tuple[str, ...]:
@@ -48,7 +39,7 @@ def write(small: Compressed, path: Path) -> tuple[str, ...]:
 
 def notes(small: Compressed) -> tuple[str, ...]:
     placed = placements(small.plan, "torch", small.network.framework, small.recipe.allow_float)
-    ways = {choose(d).way for name, d in small.plan.compressed.items() if placed[name].placement != "float"}
+    ways = {choice.way for choice in placed.values() if choice.placement != "float"}
     found = {
         "dynamic": "dynamic int8 activations have one symmetric scale per token, as in torchao's Int8DynamicActivationInt8Weight",
         "static": "static int8 is PT2E's dequantize-operator-quantize graph: both runtimes lower it to oneDNN's int8 kernels when they load it",
@@ -105,7 +96,7 @@ def with_small_weights(small: Compressed, module: Any) -> tuple[Any, dict[str, d
     from exporters.torch_kernels import place_site, static_site
 
     placed = placements(small.plan, "torch", small.network.framework, small.recipe.allow_float)
-    choices = {name: choose(small.plan.compressed[name]) for name, found in placed.items() if found.placement != "float"}
+    choices = {name: found for name, found in placed.items() if found.placement != "float"}
     weights = small.network.weights()
     kept = kept_in_float(small, module, weights, {name: found.reason for name, found in placed.items() if name not in choices})
     sites = find_sites(module, {name: weights[name].value for name in choices}, aliases(small))

@@ -1,12 +1,12 @@
 """Which arithmetic a PyTorch file gives a tensor, decided from the plan alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from compress.artifact import Placement
 from compress.errors import Refused
 from compress.formats import CodebookFormat, FloatFormat, IntFormat, PerAxis, PerGroup, PerTensor
 from compress.plan import Decision
+from exporters import Placed
 
 Way = Literal["decode", "load", "weight_only", "dynamic", "static", "int4", "bitsandbytes"]
 """decode       expanded to float32 at each run, before the operator that reads it
@@ -29,10 +29,8 @@ BNB_NESTED = 256
 
 
 @dataclass(frozen=True)
-class Choice:
-    way: Way
-    placement: Placement
-    reason: str = ""
+class Choice(Placed):
+    way: Way = field(kw_only=True)
 
     @property
     def at_load(self) -> bool:
@@ -40,13 +38,13 @@ class Choice:
         return self.way in ("load", "int4", "bitsandbytes")
 
 
-def choose(decision: Decision) -> Choice:
+def place(decision: Decision, framework: str) -> Choice:
     """The arithmetic for a tensor with a format. Refused where no file can hold it."""
     fmt, activations = decision.format, decision.activations
     if activations is not None and activations.type == "static" and activations.bits == 16:
         raise Refused("PyTorch has no kernels for 16-bit integer activations")
     if isinstance(fmt, FloatFormat):
-        return Choice("decode", "decoded", f"stored in {fmt.dtype}, computed in float32{unquantized(activations)}")
+        return Choice("decoded", f"stored in {fmt.dtype}, computed in float32{unquantized(activations)}", way="decode")
     if isinstance(fmt, CodebookFormat):
         return codebook(decision, fmt)
     if fmt.signed and fmt.bits == 4 and isinstance(fmt.granularity, PerGroup):
@@ -58,12 +56,12 @@ def choose(decision: Decision) -> Choice:
         return without_activations(decision, fmt, plain)
     if activations.type == "dynamic":
         if decision.kind in LINEAR:
-            return Choice("dynamic", "native")
-        return Choice("decode", "decoded", f"PyTorch has no dynamic int8 kernel for layers of kind {decision.kind}; their activations stay in float")
+            return Choice("native", way="dynamic")
+        return Choice("decoded", f"PyTorch has no dynamic int8 kernel for layers of kind {decision.kind}; their activations stay in float", way="decode")
     if decision.kind in (*LINEAR, *STATIC_CONVOLUTIONS) and not fmt.negative_scales:
-        return Choice("static", "native")
+        return Choice("native", way="static")
     what = "negative scales" if fmt.negative_scales else f"layers of kind {decision.kind}"
-    return Choice("decode", "decoded", f"PyTorch has no static int8 kernel for {what}; their activations stay in float")
+    return Choice("decoded", f"PyTorch has no static int8 kernel for {what}; their activations stay in float", way="decode")
 
 
 def unquantized(activations) -> str:
@@ -78,13 +76,13 @@ def broadcasts(fmt: IntFormat) -> bool:
 def at_load(decision: Decision, problem: str = "") -> Choice:
     """Expanded once, by operators in the file that unpack and look up bit for bit what the core decodes."""
     problem = problem or f"PyTorch's CPU kernels do not compute with {decision.format}"
-    return Choice("load", "decoded", f"{problem}: expanded to float32 when the file is loaded{unquantized(decision.activations)}")
+    return Choice("decoded", f"{problem}: expanded to float32 when the file is loaded{unquantized(decision.activations)}", way="load")
 
 
 def int4(decision: Decision, fmt: IntFormat) -> Choice:
     problem = next((text for wrong, text in int4_limits(decision, fmt) if wrong), None)
     if problem is None:
-        return Choice("int4", "native", f"the kernel computes in bfloat16{unquantized(decision.activations)}")
+        return Choice("native", f"the kernel computes in bfloat16{unquantized(decision.activations)}", way="int4")
     return at_load(decision, f"no int4 kernel, as {problem}")
 
 
@@ -104,7 +102,7 @@ def codebook(decision: Decision, fmt: CodebookFormat) -> Choice:
     if problem is not None:
         return at_load(decision, f"bitsandbytes' kernel does not compute with it, as {problem}")
     kernel = "bitsandbytes computes in bfloat16 on CPUs with AVX512-BF16; on others its operator expands the weight to float32 at each run"
-    return Choice("bitsandbytes", "native", f"{kernel}{unquantized(decision.activations)}")
+    return Choice("native", f"{kernel}{unquantized(decision.activations)}", way="bitsandbytes")
 
 
 def bnb_limits(decision: Decision, fmt: CodebookFormat):
@@ -121,7 +119,7 @@ def bnb_limits(decision: Decision, fmt: CodebookFormat):
 
 def without_activations(decision: Decision, fmt: IntFormat, plain: bool) -> Choice:
     if plain and decision.kind in LINEAR:
-        return Choice("weight_only", "decoded", "codes are cast to float32 and the product is scaled: ATen's int8 weight-only kernel is fast in bfloat16 only")
+        return Choice("decoded", "codes are cast to float32, the product is scaled: ATen's int8 weight-only kernel is fast in bfloat16 only", way="weight_only")
     if decision.kind == "embedding" and plain:
-        return Choice("decode", "decoded", "only the rows that are looked up are expanded to float32")
-    return Choice("decode", "decoded", f"PyTorch's CPU kernels do not compute with {fmt} in layers of kind {decision.kind}{unquantized(decision.activations)}")
+        return Choice("decoded", "only the rows that are looked up are expanded to float32", way="decode")
+    return Choice("decoded", f"no CPU kernel of PyTorch computes with {fmt} in layers of kind {decision.kind}{unquantized(decision.activations)}", way="decode")

@@ -28,7 +28,7 @@ StrictModes no
 UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-SetEnv XDG_CACHE_HOME={folder}/cache
+SetEnv XDG_CACHE_HOME={folder}/cache {variables}
 """
 AS_ROOT = 'mount --bind "$1" /etc/passwd && mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && shift && exec "$@"'
 SEPARATED = "sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n"  # the user that sshd wants where it is started by root
@@ -50,12 +50,14 @@ class Sshd:
     folder: Path
     port: int
     process: psutil.Process
+    user: str
+    python: str
 
     @property
     def settings(self) -> dict:
         """Of a target."""
-        host, files = f"{pwd.getpwuid(os.getuid()).pw_name}@127.0.0.1", {"key": "user", "known_hosts": "known_hosts", "python": "venv/bin/python"}
-        return {"kind": "ssh", "host": host, "port": self.port, **{name: str(self.folder / file) for name, file in files.items()}}
+        files = {"key": str(self.folder / "user"), "known_hosts": str(self.folder / "known_hosts")}
+        return {"kind": "ssh", "host": f"{self.user}@127.0.0.1", "port": self.port, "python": self.python, **files}
 
     @property
     def cache(self) -> Path:
@@ -63,8 +65,7 @@ class Sshd:
 
     def vanish(self) -> None:
         """It and everything that it runs, as if its plug were pulled."""
-        for process in [*self.process.children(recursive=True), self.process]:
-            process.kill()
+        killed(self.process)
 
 
 def program() -> list[str]:
@@ -90,7 +91,19 @@ def program() -> list[str]:
 def sshd(folder: Path):
     """One that listens. Unreachable where none can be had here, with the reason."""
     command = program()
-    lean_python(folder / "venv", "numpy", "onnxruntime")
+    python = lean_python(folder / "venv", "numpy", "onnxruntime")
+    port = prepared(folder, str(folder))
+    command += ["-D", "-e", "-f", str(folder / "sshd_config")]
+    if os.geteuid() == 0:
+        users = [line for line in Path("/etc/passwd").read_text().splitlines() if not line.startswith("sshd:")]
+        (folder / "passwd").write_text("\n".join([*users, SEPARATED]))
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", AS_ROOT, "sh", str(folder / "passwd"), *command]
+    with listening(folder, command) as process:
+        yield Sshd(folder, port, process, pwd.getpwuid(os.getuid()).pw_name, str(python))
+
+
+def prepared(folder: Path, seen_as: str, variables: str = "") -> int:
+    """A free port, with keys and a configuration in `folder`, which sshd itself sees as `seen_as`. Sessions get the variables."""
     for name in ("host", "user", "other"):
         key = asyncssh.generate_private_key("ssh-ed25519")
         key.write_private_key(folder / name)
@@ -99,23 +112,28 @@ def sshd(folder: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (folder / "sshd_config").write_text(CONFIGURATION.format(port=port, folder=folder))
+    (folder / "sshd_config").write_text(CONFIGURATION.format(port=port, folder=seen_as, variables=variables))
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
-    command += ["-D", "-e", "-f", str(folder / "sshd_config")]
-    if os.geteuid() == 0:
-        users = [line for line in Path("/etc/passwd").read_text().splitlines() if not line.startswith("sshd:")]
-        (folder / "passwd").write_text("\n".join([*users, SEPARATED]))
-        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", AS_ROOT, "sh", str(folder / "passwd"), *command]
+    return port
+
+
+@contextmanager
+def listening(folder: Path, command: list[str]):
+    """The process of sshd, once it listens; it and everything that it started ends behind."""
     with (folder / "log").open("w") as log:
         process = psutil.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-    found = Sshd(folder, port, process)
     try:
         while "Server listening" not in (folder / "log").read_text():
             if process.poll() is not None:
                 raise Unreachable(f"sshd does not run here: {(folder / 'log').read_text().strip()}")
             time.sleep(0.02)
-        yield found
+        yield process
     finally:
         if process.is_running():
-            found.vanish()
+            killed(process)
         process.wait()
+
+
+def killed(process: psutil.Process) -> None:
+    for one in [*process.children(recursive=True), process]:
+        one.kill()

@@ -140,6 +140,11 @@ def test_a_study_from_the_command_line(folder):
     arms = {arm["id"]: arm for arm in json.loads(dry.stdout)["arms"]}
     assert dry.returncode == 0 and len(arms) == 3 and not (folder / "out").exists()
     assert "int16" in arms["m/int16x8/onnxruntime/cpu"]["reason"] and arms["m/int8-dynamic/onnxruntime/cpu"]["size_bytes"] > 2176
+    (folder / "targets.yaml").write_text("one-core-by-a-name-of-its-own: {kind: cpu, threads: 1}\n")
+    told = command("compare", "study.yaml", "--out", "out", "--dry-run", "--targets", "cpu,one-core-by-a-name-of-its-own", folder=folder)
+    reason = "".join(arms["m/int16x8/onnxruntime/cpu"]["reason"].split())
+    assert "".join(told.stdout.split()).count(reason) == 1 and "2 refused" in told.stdout and "planning int8-dynamic" in told.stderr
+    assert all(f"m/{name}/onnxruntime/one-core-by-a-name-of-its-own" in told.stdout for name in ("float32", "int16x8"))
     first = command("compare", "study.yaml", "--out", "out", folder=folder)
     assert first.returncode == 0, first.stderr
     for name in ("report.html", "report.md", "results.json", "results.csv", "study.sqlite"):

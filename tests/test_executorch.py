@@ -20,8 +20,8 @@ from compress.recipe import Recipe  # noqa: E402
 from compress.steps import Quantize  # noqa: E402
 from compress.steps.selector import Selector  # noqa: E402
 from evaluators.runtimes import executorch_xnnpack as runtime  # noqa: E402
-from exporters import executorch_graph, executorch_kernels, pte_file, to_executorch  # noqa: E402
-from exporters.torch_graph import flat_module  # noqa: E402
+from exporters import executorch_graph, executorch_kernels, executorch_products, pte_file, to_executorch  # noqa: E402
+from exporters.torch_graph import Builder, flat_module  # noqa: E402
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -57,6 +57,33 @@ def test_every_kind_of_layer_computes_in_calibrated_int8(tmp_path):
     got, expected = session.run(inputs)[0], network.run(inputs)[0]
     # six tensors rounded to 8 bits between input and output
     assert np.square(got - expected).mean() < 1e-3 * np.square(expected).mean()
+
+
+CONVOLUTIONS = {
+    "plain": (nn.Conv2d(4, 6, 1), (3, 4, 5, 7)),
+    "every argument": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 3), groups=2, bias=False), (2, 4, 9, 8)),
+    "depthwise": (nn.Conv2d(4, 8, 3, padding=1, groups=4), (1, 4, 6, 6)),
+    "one axis": (nn.Conv1d(3, 5, 4, stride=3), (1, 3, 17)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_is_a_product_of_matrices(name):
+    layer, shape = CONVOLUTIONS[name]
+    x = torch.from_numpy(noise(*shape))
+    module = flat_module(torch.export.export(layer.eval(), (x,)))
+    (node,) = (node for node in module.graph.nodes if executorch_products.is_convolution(node))
+    executorch_products.as_product(Builder(module, {}), node, tuple(layer.weight.shape))
+    module.recompile()
+    assert "conv" not in module.code
+    torch.testing.assert_close(module(x)[0], layer(x), rtol=1e-5, atol=1e-5)  # sums of up to 16 products of order 1 in another order
+
+
+def test_no_weight_that_is_expanded_meets_the_portable_convolution(tmp_path):
+    small = compress(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8)), "int8-weight-only", inputs=noise(2, 3, 8, 8))
+    artifact = exporters.export(small, tmp_path / "small.pte")
+    assert {t.placement for t in artifact.tensors if t.name in small.encoded} == {"decoded"}
+    assert not [name for name in artifact.contents.operators if "convolution" in name.lower()]
 
 
 class Many(nn.Module):

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shlex
 import time
 from io import StringIO
 from pathlib import Path
@@ -17,9 +16,6 @@ import yaml
 import evaluators
 from compress.errors import BrokenFile, Refused, Unreachable
 from evaluators.boards import code, place, wire
-from evaluators.emulation import setup
-from evaluators.emulation.launch import SITE
-from evaluators.emulation.launch import command as emulated_command
 from evaluators.metrics import accuracy
 from evaluators.progress import TextProgress
 from evaluators.store import Store
@@ -28,6 +24,7 @@ from evaluators.targets.ssh import FOUND, Ssh
 
 pytest.importorskip("asyncssh", reason="boards over ssh need asyncssh: pip install 'compresskit[ssh]'")
 from sshd import sshd  # noqa: E402
+from sshd_arm64 import sshd_arm64  # noqa: E402
 
 STUDY = tiny_study.STUDY.replace(", int16x8]", "]") + "targets: [cpu, board, doomed]\n"
 
@@ -270,16 +267,20 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
 # Another processor
 
 
+@pytest.fixture(scope="module")
+def arm64_board(tmp_path_factory):
+    """A board whose sshd, Python and runtimes are arm64's, under qemu: its time is the emulator's, and nothing here looks at it."""
+    try:
+        with sshd_arm64(tmp_path_factory.mktemp("arm64")) as found:
+            yield found
+    except Unreachable as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.slow
-def test_the_aarch64_builds_answer_over_ssh_as_this_machine_does(study, board):
-    """A board whose Python is the emulated machine's: its time is the emulator's, and nothing here looks at it."""
-    if setup.made() is None:
-        pytest.skip("the emulated machine is not set up: `compresskit targets setup arm64`")
+def test_an_arm64_board_answers_as_this_machine_does(study, arm64_board):
     folder, results = study
-    *qemu, guest = emulated_command(setup.home(), "cortex-a76", board.folder / "counts")
-    python = board.folder / "python-arm64"  # named by -0, so that what it starts is started through qemu too
-    setting = f'export PYTHONHOME={setup.home()}/profiles/cortex-a76/usr PYTHONPATH="$PYTHONPATH:{SITE}"'
-    document = target(board, python=script(python, f'{setting}\nexec {shlex.join(qemu)} -0 {python} {guest} "$@"'))
+    document = target(arm64_board)
     arm = next(arm for arm in results.arms if arm.id == "mlp/int8-weight-only/onnxruntime/board")
     with Store(folder / "out", create=False) as store:
         facts, data = store.piece(store.links(arm.id)["export"]).facts["artifact"], store.links(arm.id)["data"]
@@ -288,9 +289,16 @@ def test_the_aarch64_builds_answer_over_ssh_as_this_machine_does(study, board):
         outcome = worker.call(f"{accuracy.__name__}:measure", *call, limit=300)
         known = worker.call("evaluators.boards.facts:facts", limit=300).value
     assert outcome.status == "done", outcome.cause + outcome.trace
-    assert "aarch64" in known["system"] and "asimddp" in known["runtimes"]["onnxruntime"]["cpu features"]
+    assert "aarch64" in known["system"] and known["runtimes"]["onnxruntime"]["cpu features"] == "asimddp" and "ai-edge-litert" in known["runtimes"]["litert"]
     _, found = outcome.value
     here = arrays(folder, arm.id, "accuracy")
     assert np.array_equal(found["answers"], here["answers"][:8])
     # float kernels of another architecture add in another order
     assert np.abs(found["logits"] - here["logits"][:8]).max() <= 1e-5 * np.abs(here["logits"]).max()
+
+
+@pytest.mark.slow
+def test_an_arm64_board_whose_host_key_has_changed_is_refused(arm64_board, tmp_path):
+    file = tmp_path / "known_hosts"
+    file.write_text(f"[127.0.0.1]:{arm64_board.port} {(arm64_board.folder / 'other.pub').read_text()}")
+    assert "has changed" in refusal(target(arm64_board, known_hosts=str(file)))

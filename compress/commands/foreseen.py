@@ -1,12 +1,12 @@
 """What a study will do, before it does it: which arms can be written, how large they will be, and about how long it will take."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from compress.commands.shared import console, print_json, print_rows
+from compress.commands.shared import console, print_json, print_rows, telling
 
 TRIALS = 3  # runs of the float model whose fastest stands for a sample
 
@@ -20,11 +20,12 @@ class Foreseen:
     reason: str = ""
 
 
-def foresee(study: Any) -> Iterator[tuple[list[Foreseen], float]]:
+def foresee(study: Any, tell: Callable[[str], None]) -> Iterator[tuple[list[Foreseen], float]]:
     """For each model its arms, and the seconds that measuring them will take by the float model's own time for a sample."""
     for model in study.models:
+        tell(f"opening {model}")
         network, sample_seconds = opened(study, model)
-        arms = list(arms_of(study, model, network))
+        arms = list(arms_of(study, model, network, tell))
         timing, left = study.latency, sum(not arm.reason for arm in arms)
         block = max(timing.seconds, timing.runs * sample_seconds)
         yield arms, left * (study.samples * sample_seconds + 2 * timing.warmup_seconds + timing.blocks * block)
@@ -49,43 +50,67 @@ def seconds(network: Any, sample: Any) -> float:
     return time.perf_counter() - started
 
 
-def arms_of(study: Any, model: str, network: Any) -> Iterator[Foreseen]:
+def arms_of(study: Any, model: str, network: Any, tell: Callable[[str], None]) -> Iterator[Foreseen]:
     import exporters
     from compress.errors import CompressError
-    from compress.plan import plan
     from evaluators.artifacts import EXPORT
     from evaluators.runtimes import RUNTIMES
     from evaluators.study import matrix
 
-    weights, plans = network.weights(), {}
+    files, targets = Files(network, tell), study.opened_targets()
     for arm in matrix(study, EXPORT):
         if arm.model != model:
             continue
-        exporter = arm.label.exporter or RUNTIMES.load(arm.label.runtime).EXPORTER
         try:
-            decided = plans.setdefault(arm.recipe.id, plan(weights, arm.recipe))
-            placed = exporters.placements(decided, exporter, network.framework, arm.recipe.allow_float)
-            study.opened_targets()[arm.target].refuse(arm.label.runtime or exporters.EXPORTERS.load(exporter).RUNTIME, study.threads)
-            yield Foreseen(arm.id, exporters.predicted_bytes(decided, exporter, placed))
+            exporter = arm.label.exporter or RUNTIMES.load(arm.label.runtime).EXPORTER
+            targets[arm.target].refuse(arm.label.runtime or exporters.EXPORTERS.load(exporter).RUNTIME, study.threads)
+            yield Foreseen(arm.id, files.size_bytes(arm.recipe, exporter))
         except CompressError as error:
             yield Foreseen(arm.id, None, str(error))
+
+
+class Files:
+    """What would be written of one network. Arms on several targets share a file, files of several exporters a plan."""
+
+    def __init__(self, network: Any, tell: Callable[[str], None]):
+        self.network, self.weights, self.tell = network, network.weights(), tell
+        self.plans: dict[str, Any] = {}
+        self.sizes: dict[tuple[str, str], int | None] = {}
+
+    def size_bytes(self, recipe: Any, exporter: str) -> int | None:
+        """Of the file, as far as its exporter says it; Refused where there is none."""
+        import exporters
+        from compress.plan import plan
+
+        if recipe.id not in self.plans:
+            self.tell(f"planning {recipe.name}")
+            self.plans[recipe.id] = plan(self.weights, recipe)
+        if (recipe.id, exporter) not in self.sizes:
+            decided = self.plans[recipe.id]
+            placed = exporters.placements(decided, exporter, self.network.framework, recipe.allow_float)
+            self.sizes[recipe.id, exporter] = exporters.predicted_bytes(decided, exporter, placed)
+        return self.sizes[recipe.id, exporter]
 
 
 def show(study: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
     from evaluators.report import words
+    from evaluators.report.reading import grouped
 
-    found = list(foresee(study))
+    with telling("reading the study") as tell:
+        found = list(foresee(study, tell))
     arms, total = [arm for part, _ in found for arm in part], sum(took for _, took in found)
     if as_json:
         print_json({"arms": [asdict(arm) for arm in arms], "seconds": total})
         return
-    rows = [(arm.id, words.megabytes(arm.size_bytes) if not arm.reason else "", arm.reason) for arm in arms]
-    print_rows(study.name, ["arm", "bytes predicted", "refused, because"], rows)
+    print_rows(study.name, ["arm", "bytes predicted"], [(arm.id, words.megabytes(arm.size_bytes)) for arm in arms if not arm.reason])
+    for reason, refused in grouped([arm for arm in arms if arm.reason], lambda arm: arm.reason).items():
+        console.print(f"\n{len(refused)} refused: {reason}", markup=False, highlight=False)
+        console.print(", ".join(arm.id for arm in refused), style="dim", markup=False, highlight=False)
     trains = [recipe.name for recipe in study.loaded_recipes() if recipe.trains]
     console.print(
-        f"{len(arms)} arms, {sum(bool(arm.reason) for arm in arms)} of them refused. Measuring takes about {words.seconds(total)}; exports come on top"
+        f"\n{len(arms)} arms, {sum(bool(arm.reason) for arm in arms)} of them refused. Measuring takes about {words.seconds(total)}; exports come on top"
         f"{', and the training of ' + ', '.join(trains) if trains else ''}. Sizes are without the model's own graph. Nothing was written.",
         highlight=False,
     )

@@ -1,8 +1,9 @@
 """What every command needs: the application, the two consoles, common arguments, tables."""
 
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -17,7 +18,8 @@ app = typer.Typer(
     help="One compression recipe for every framework and every device, with one honest report.\n\n"
     "Exit codes: 0 done, 1 some arm failed, 2 bad input. With `--debug` an error shows where it was raised.",
 )
-console = Console(emoji=False)
+WIDE = 160  # columns where nobody looks on: a file or a pipe has no width, and nothing finds a name that is broken in two
+console = Console(emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 errors = Console(stderr=True, emoji=False)
 
 Model = Annotated[str, typer.Argument(help="A .keras, .h5 or SavedModel, or `file.py:function` that returns a model.")]
@@ -37,6 +39,17 @@ def resumable() -> Iterator[None]:
     except KeyboardInterrupt:
         errors.print("Interrupted. What is finished is kept: the same command goes on from there.")
         raise
+
+
+@contextmanager
+def telling(what: str) -> Iterator[Callable[[str], None]]:
+    """Says what is being done, and whatever is told next: in one line that changes on a terminal, in a line for each elsewhere."""
+    if errors.is_terminal:
+        with errors.status(escape(what)) as status:
+            yield lambda text: status.update(escape(text))
+    else:
+        errors.print(what, markup=False, highlight=False, soft_wrap=True)
+        yield lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:

@@ -52,8 +52,7 @@ def compare(
     if dry_run and arm:
         raise typer.BadParameter("--dry-run looks at the whole study: leave --arm out")
     if dry_run:
-        with errors.status("opening the models"):
-            return foreseen.show(evaluators.Study.load(study, wanted), as_json)
+        return foreseen.show(evaluators.Study.load(study, wanted), as_json)
     with resumable():
         results = evaluators.compare(study, out, targets=wanted, arms=arm or ())
     show_report(results, out, as_json)
