@@ -17,6 +17,7 @@ from evaluators.results import Arm, Metric, Results
 from evaluators.store import Piece, Store
 from evaluators.tasks import Task, open_task
 
+NO_SCORE = "there is no float32 of the same runtime to compare its outputs with, so it has no score"
 STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
 
 
@@ -118,7 +119,10 @@ class Reader:
             "exporter": planned["exporter"] or (runtime.facts["exporter"] if runtime else ""),
         }
         found = Arm(name, **names, **column, **self.status(name), seconds=self.seconds(name))
-        return replace(found, **self.file_rows(name, export), **self.measurements(name, runtime)) if export else found
+        if not export:
+            return found
+        found = replace(found, **self.file_rows(name, export), **self.measurements(name, runtime))
+        return replace(found, notes=(*found.notes, NO_SCORE)) if self.answers(name) and not found.accuracy else found
 
     def status(self, name: str) -> dict[str, str]:
         pieces = [self.piece(name, stage) for stage in STAGES]
