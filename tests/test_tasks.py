@@ -1,6 +1,5 @@
 """Tasks: each scores what it says, finds float32 equal to itself and a disturbed model worse, and goes through a study, its reports and the gate."""
 
-import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -57,7 +56,7 @@ def outputs_of(task: str, noise: float) -> list[list[np.ndarray]]:
 
 def kept_of(task: str, noise: float, folder: Path) -> dict[str, np.ndarray]:
     labels = open_task(task).check(labels_of(task))
-    (folder / dataset.DESCRIPTION).write_text(json.dumps({"inputs": [], "task": task}))
+    (folder / dataset.TASK).write_text(task)
     if labels is not None:
         np.save(folder / dataset.LABELS, labels)
     return accuracy.kept(outputs_of(task, noise), folder)
@@ -202,10 +201,16 @@ def test_a_users_function_gets_outputs_without_their_batch_axis_and_labels(tmp_p
     (tmp_path / "m.py").write_text(
         "import numpy as np\ndef f(predictions, labels): return [len(predictions), predictions[1].ndim, predictions[0][labels[2], 0]]\n"
     )
-    (tmp_path / dataset.DESCRIPTION).write_text("{}")
     np.save(tmp_path / dataset.LABELS, np.array([0, 1, 2, 9]))
     kept = {"output_1": np.zeros((3, 1, 4, 4)), "output_0": np.arange(6.0).reshape(3, 1, 2)}
     assert function.score("m.py:f", str(tmp_path), kept, str(tmp_path))["scores"].tolist() == [2, 3, 4]
+
+
+def test_what_a_users_function_says_is_right_or_a_number():
+    (right,) = open_task({"score": "m.py:hit_or_miss"}).scores({"scores": np.array([True, False])}, None, None)
+    assert (right.metric.title, right.metric.kind, right.metric.unit) == ("hit or miss", "right", "%")
+    (number,) = open_task({"score": "m.py:f", "title": "overlap", "unit": "mm", "higher_is_better": False}).scores({"scores": np.ones(2)}, None, None)
+    assert (number.metric.title, number.metric.kind, number.metric.unit, number.metric.higher_is_better) == ("overlap", "mean", "mm", False)
 
 
 def test_a_python_function_is_a_task_by_its_file():
@@ -251,9 +256,6 @@ def numbers(limit):
 def unlabelled(limit):
     return part(2, limit)[0]
 
-def right(predictions, labels):
-    return predictions.argmax(1) == labels
-
 def margin(predictions, labels):
     top = np.sort(predictions, axis=1)
     return top[:, -1] - top[:, -2]
@@ -265,7 +267,6 @@ CASES = {  # task: test data, model, title of its score, what its p is from
     "outputs": ("unlabelled", "load", "SQNR", ""),
     "token_classification": ("tagged", "tokens", "token accuracy", "sign-flip permutation"),
     "causal_lm": ("documents", "tokens", "perplexity", "sign-flip permutation"),
-    "data.py:right": ("test", "load", "right", "exact McNemar"),
     "{score: 'data.py:margin', title: 'margin', unit: 'logits'}": ("unlabelled", "load", "margin", "sign-flip permutation"),
 }
 
