@@ -17,6 +17,7 @@ from evaluators.tasks import open_task
 
 LABELS = "labels.npy"
 DESCRIPTION = "data.json"
+TASK = "task.txt"
 
 
 def prepare(reference: str, folder: str, limit: int, out: str, task: str = "classification") -> dict[str, Any]:
@@ -39,7 +40,8 @@ def prepare(reference: str, folder: str, limit: int, out: str, task: str = "clas
         whole.mkdir()
         for name, array in files.items():
             np.save(whole / name, array)
-        (whole / DESCRIPTION).write_text(json.dumps({"inputs": names, "task": task}))
+        (whole / DESCRIPTION).write_text(json.dumps(names))
+        (whole / TASK).write_text(task)
         if not Path(out).exists():
             os.replace(whole, out)
     return {"count": len(arrays[0]), "files": {name: file_hash(Path(out) / name) for name in files}}
@@ -70,7 +72,7 @@ def check(reference: str, names: list[str], arrays: list[np.ndarray], labels: np
 
 
 def is_whole(folder: Path, files: Mapping[str, str]) -> bool:
-    return all((folder / name).is_file() for name in [*files, DESCRIPTION])
+    return all((folder / name).is_file() for name in [*files, DESCRIPTION, TASK])
 
 
 def labels(folder: Path) -> np.ndarray | None:
@@ -78,18 +80,14 @@ def labels(folder: Path) -> np.ndarray | None:
     return np.load(folder / LABELS) if (folder / LABELS).exists() else None
 
 
-def described(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / DESCRIPTION).read_text())
-
-
 def task(folder: Path) -> str:
-    """What the samples are for."""
-    return described(folder)["task"]
+    """What keeps the outputs of these samples."""
+    return (folder / TASK).read_text()
 
 
 def stored_samples(folder: Path, inputs: tuple[InputSpec, ...]) -> Iterator[dict[str, np.ndarray]]:
     """Single samples under the artifact's input names. Arrays are mapped, so only samples that are used take memory."""
-    names = described(folder)["inputs"]
+    names = json.loads((folder / DESCRIPTION).read_text())
     arrays = [np.load(folder / f"{index}.npy", mmap_mode="r") for index in range(len(names))]
     by_position = all(name.isdigit() for name in names)
     for sample in samples(tuple(arrays) if by_position else dict(zip(names, arrays, strict=True)), inputs):

@@ -201,7 +201,7 @@ def test_an_integer_arm_whose_kernels_are_float_is_told(arms):
 
 def test_verdicts_say_slower_as_a_factor(arms):
     slower = replace(arms[0], latency=replace(arms[0].latency, speedup=Estimate(0.4, 0.32, 0.5), verdict="slower"))
-    assert "2.50× [2.00, 3.12] slower" in verdict(slower) and "smaller" in verdict(slower)
+    assert "2.5 times slower [2.00, 3.12]" in verdict(slower) and "smaller" in verdict(slower)
     assert "refused" in verdict(next(arm for arm in results().arms if arm.status == "refused"))
 
 

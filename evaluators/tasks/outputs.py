@@ -5,6 +5,7 @@ SQNR is 10 log10(sum of squares of float32's output / sum of squared differences
 
 import numpy as np
 
+from compress.errors import InputError
 from evaluators.results import Metric
 from evaluators.tasks import Kept, Scored, finite, once
 
@@ -15,6 +16,9 @@ CEILING = 150.0  # dB of equal outputs: float32 itself rounds at about 6.02 x 24
 
 
 def check(labels: np.ndarray | None) -> np.ndarray | None:
+    """Whatever a user's own function is to get."""
+    if labels is not None and labels.dtype == object:
+        raise InputError("labels are Python objects, which are not stored: give an array of numbers, of the same shape for every sample")
     return labels
 
 
