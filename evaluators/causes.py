@@ -52,7 +52,8 @@ def causes(
     layers: Sequence[Layer] = (),
     predicted: Mapping[str, Any] | None = None,
 ) -> list[Cause]:
-    """All that are known: where time went and what stands behind that, then size, then accuracy, in each the largest first.
+    """All that are known: what the plan compresses and the file does not, where time went and what stands behind that, then size, then accuracy; in each
+    the largest first.
 
     errors     dB of the encoded weights
     predicted  of the file's bytes: see evaluators.artifacts.predicted
@@ -61,8 +62,8 @@ def causes(
     if profile is not None:
         spent += [*by_kernels(profile, arm), *outside(profile), *by_group(profile), *added(profile)]
         behind += [*by_rate(profile), *by_cpu(profile, arm), *by_bound(profile, arm, baseline), *stored_only(profile, arm)]
-    size = [*by_plan(arm, predicted), *still_float(arm), *by_size(arm), *left_in_float(arm)]
-    parts = spent, behind, size, [*by_accuracy(arm, errors), *by_layer(layers), *by_one_layer(layers)]
+    size = [*by_plan(arm, predicted), *by_size(arm), *left_in_float(arm)]
+    parts = [*still_float(arm)], spent, behind, size, [*by_accuracy(arm, errors), *by_layer(layers), *by_one_layer(layers)]
     return [cause for part in parts for cause in sorted(part, key=lambda cause: -abs(cause.effect))]
 
 
@@ -103,7 +104,7 @@ def kernels(operators: Sequence[OperatorTime], most: int = 2) -> str:
     """ "33 CONV_2D (float32 x int8) of LiteRT's built-in kernels", those that take most time first."""
     found = by_kind(operators)
     named = [f"{count} {kind}{f' in {library}' if library else ''}" for (kind, library), (count, _) in list(found.items())[:most]]
-    return words.listed(named) + (f" and {len(found) - most} other kinds" if len(found) > most else "")
+    return words.listed(named) + (f" and {words.count(len(found) - most, 'other kind')}" if len(found) > most else "")
 
 
 def by_group(profile: Profile) -> Iterator[Cause]:
@@ -227,7 +228,7 @@ def still_float(arm: Arm) -> Iterator[Cause]:
     rounding = sum(count for name, count in arm.operators.items() if kinds.group(name) in ("quantizing", "dequantizing"))
     share = f"{len(floats)} of the {words.count(len(planned), 'weight')} that the plan compresses are float32 in the file"
     said = f"{share}, {words.megabytes(size)}; {rounding or 'none'} of its {sum(arm.operators.values())} operators quantize or dequantize."
-    yield Cause("size", size, said)
+    yield Cause("speed", size, said)
 
 
 def left_in_float(arm: Arm) -> Iterator[Cause]:
