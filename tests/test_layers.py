@@ -21,7 +21,7 @@ def operators(*rows: str) -> list[Operator]:
         (("MatMul x w -> y", "Add y b -> z", "Gelu z -> g", "Add z g -> r", "MatMul r v -> out"), {"first": "z", "second": "out"}),
         (("Cast w -> f", "Mul f b -> d", "Conv x d b -> y", "Conv y v -> out"), {"first": "y", "second": "out"}),  # decoded by constants alone
         (
-            ("Quantize x -> q, s", "MatMulInteger q w -> i", "Cast i -> f", "Mul s f -> p", "Mul p b -> r", "Add r b -> y", "MatMul y v -> out"),
+            ("Quantize x -> q, d", "MatMulInteger q w -> i", "Cast i -> f", "Mul d f -> p", "Mul p b -> r", "Add r b -> y", "MatMul y v -> out"),
             {"first": "y", "second": "out"},
         ),
         (("MatMul x w -> y", "Mul y x -> gated", "MatMul gated v -> out"), {"first": "y", "second": "out"}),  # a gate is no scale
