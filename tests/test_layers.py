@@ -27,6 +27,11 @@ def operators(*rows: str) -> list[Operator]:
         (("MatMul x w -> y", "Mul y x -> gated", "MatMul gated v -> out"), {"first": "y", "second": "out"}),  # a gate is no scale
         (("MatMul x w -> y", "Split y -> a, c", "MatMul a v -> out"), {"first": "y", "second": "out"}),
         (("Conv x w -> y", "QuantizeLinear y s -> q", "DequantizeLinear q s -> d", "MaxPool d -> m", "Conv m v -> out"), {"first": "m", "second": "out"}),
+        (  # rows of codes, and the scales of those rows
+            ("Gather w x -> q", "Cast q -> f", "Gather s x -> d", "Mul f d -> y", "Gather v x -> z", "Add y z -> out"),
+            {"first": "y", "second": "z"},
+        ),
+        (("Gather w x -> y", "Mul y h -> z", "MatMul z v -> out"), {"first": "y", "second": "out"}),  # what else it is multiplied with is not the row's
         (("Gather w x -> y", "MatMul x v -> z", "MatMul y w -> out"), {"first": "y", "second": "z"}),  # a tied weight: where it is read first
     ],
 )
