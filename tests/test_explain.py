@@ -16,10 +16,11 @@ import evaluators
 from compress.errors import InputError
 from evaluators import kinds
 from evaluators.artifact_facts import to_facts
-from evaluators.causes import Profile, causes, planned_bytes
+from evaluators.causes import Profile, causes
 from evaluators.evidence import Subject, source_of
 from evaluators.explained import unexpected
 from evaluators.explaining import explain, explain_unexpected, named
+from evaluators.file_causes import planned_bytes
 from evaluators.operators import OperatorTime, Timed, medians, own_times
 from evaluators.profiling import Unmeasured
 from evaluators.report import explanation
