@@ -67,7 +67,7 @@ def export_recipe(
         "layers": [decision.name for decision in small.plan.decisions if decision.steps],
         "predicted": predicted(small, artifact, export),
         "framework": network.framework,
-        "errors": errors(small),
+        "errors": errors(small, artifact, export),
     }
 
 
@@ -81,13 +81,18 @@ def predicted(small: Compressed, artifact: Artifact, export: str) -> dict[str, A
     return {"bytes": expected, "strangers": strangers[:STRANGERS]}
 
 
-def errors(small: Compressed) -> dict[str, float]:
-    """Signal to rounding error of every encoded weight that has one, in dB: 10 log10(sum of squares / sum of squared differences)."""
+def errors(small: Compressed, artifact: Artifact, export: str) -> dict[str, float]:
+    """Signal to rounding error of every weight that the file holds as it was encoded, where there is an error, in dB: 10 log10(sum of squares / sum of
+    squared differences).
+    """
+    if resolve(f"{export.partition(':')[0]}:EXPORTERS").load(artifact.exporter).OWN_NUMBERS:
+        return {}
     weights, found = small.network.weights(), {}
+    left = {tensor.name for tensor in artifact.tensors if tensor.placement == "float"}
     for name, encoded in small.encoded.items():
         value = weights[name].value
         noise = float(np.square(value - encoded.decode(), dtype=np.float64).sum())
-        if noise:
+        if noise and name not in left:
             found[name] = 10 * log10(float(np.square(value, dtype=np.float64).sum()) / noise)
     return found
 

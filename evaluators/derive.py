@@ -66,8 +66,8 @@ def told(store: Store, arms: list[Arm]) -> dict[str, str]:
 EXPLAINED = {
     "Operators": "The arm and float32 run side by side in processes of their own with their runtime's profiler, on the study's test samples and threads, in "
     f"{ROUNDS} interleaved rounds of about {SECONDS:g} s; an operator's time is the median. A profiler costs time, so the sums are not the latency.",
-    "Layers": f"Outputs of both files for the first {SAMPLES} test samples, layer by layer: 10 log10 of the sum of float32's squares over that "
-    "of the differences.",
+    "Layers": f"Outputs of both files on this machine's CPU for the first {SAMPLES} test samples, layer by layer: 10 log10 of the sum of float32's "
+    "squares over that of the differences.",
 }
 
 

@@ -154,34 +154,38 @@ def shown(subject: Subject) -> dict[str, Any]:
 
 def alone(subject: Subject, seconds: float = ALONE_SECONDS) -> dict[str, Any]:
     """JSON: `way`, `outputs` (dB of the model's outputs by the layer that alone is compressed), `failed` (why, by layer) and `left`, layers that no time was
-    left for. A call goes on where the last one ended. Unmeasured where the study's model is not to be opened as it was.
+    left for. A call goes on where the last one ended; `seconds` run from when the first layer is done, for which the model is opened and converted, and 0
+    measures nothing. Unmeasured where the study's model is not to be opened as it was.
     """
     piece = subject.settled("alone")
     known = dict(piece.facts) if piece else {"way": "", "outputs": {}, "failed": {}}
-    todo = [name for name in by_weight(subject) if name not in known["outputs"] and name not in known["failed"]]
-    if todo:
+    if piece:
+        subject.store.link(subject.arm.id, "alone", piece.key)
+    todo = left(subject, known)
+    if todo and seconds > 0:
         source = source_of(subject)
         with Worker(subject.threads) as exporting, Worker(subject.threads) as running, tempfile.TemporaryDirectory() as folder:
             subject.tell("opening the model, to compress one layer at a time")
-            known["way"] = call(exporting, "evaluators.alone:way", source, subject.arm.exporter, EXPORT, limit=subject.limit)
-            end = time.monotonic() + seconds
+            known["way"], end = call(exporting, "evaluators.alone:way", source, subject.arm.exporter, EXPORT, limit=subject.limit), None
             for index, layer in enumerate(todo):
-                if time.monotonic() > end:
+                if end is not None and time.monotonic() > end:
                     break
-                subject.tell(f"{layer} alone, {index + 1} of {len(todo)}, at most {max(0, end - time.monotonic()):.0f} s more")
+                subject.tell(f"{layer} alone, {index + 1} of {len(todo)}")
                 try:
                     known["outputs"][layer] = one_alone(subject, source, known["way"], layer, exporting, running, folder)
                 except Unmeasured as error:
                     known["failed"][layer] = str(error)
                 subject.store.keep(Piece(subject.key("alone"), "alone", subject.arm.id, "done", facts=known))
-    subject.store.link(subject.arm.id, "alone", subject.key("alone"))
-    return known | {"left": [name for name in todo if name not in known["outputs"] and name not in known["failed"]]}
+                subject.store.link(subject.arm.id, "alone", subject.key("alone"))
+                end = end or time.monotonic() + seconds
+    return known | {"left": left(subject, known)}
 
 
-def by_weight(subject: Subject) -> list[str]:
-    """The layers, those with the least exact weights first."""
+def left(subject: Subject, known: dict[str, Any]) -> list[str]:
+    """The layers that were not measured alone yet, those with the least exact weights first."""
     errors = subject.piece(subject.arm, "export").facts.get("errors", {})
-    return sorted(subject.layers, key=lambda name: errors.get(name, float("inf")))
+    todo = [name for name in subject.layers if name not in known["outputs"] and name not in known["failed"]]
+    return sorted(todo, key=lambda name: errors.get(name, float("inf")))
 
 
 def one_alone(subject: Subject, source: Source, way: str, layer: str, exporting: Worker, running: Worker, folder: str) -> float:

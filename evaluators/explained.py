@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from evaluators.causes import BEYOND_PLAN, Profile, by_kind, causes, planned_bytes
+from evaluators.causes import Profile, by_kind, causes
+from evaluators.file_causes import BEYOND_PLAN, planned_bytes
 from evaluators.operators import from_json
 from evaluators.report.reading import loss
 from evaluators.results import Arm, Layer, OperatorRow

@@ -16,22 +16,25 @@ import evaluators
 from compress.errors import InputError
 from evaluators import kinds
 from evaluators.artifact_facts import to_facts
-from evaluators.causes import Profile, causes, planned_bytes
+from evaluators.causes import Profile, causes
 from evaluators.evidence import Subject, source_of
 from evaluators.explained import unexpected
 from evaluators.explaining import explain, explain_unexpected, named
+from evaluators.file_causes import planned_bytes
 from evaluators.operators import OperatorTime, Timed, medians, own_times
 from evaluators.profiling import Unmeasured
 from evaluators.report import explanation
 from evaluators.report.verdicts import verdict
 from evaluators.results import Estimate, first_break
 from evaluators.store import Store
+from evaluators.study import LatencySettings
 from evaluators.worker import Worker
 
 PLAIN = "convolutions and matrix products"
 SIDE = 64
 MULTIPLY_ADDS = 32 * 32 * 16 * 3 * 9 + 32 * 32 * 16 * 9 + 32 * 32 * 32 * 16 + 32 * 10
-RUNTIMES = {"litert": ".tflite", "onnxruntime": ".onnx", "torch": ".pt2", "executorch": ".pte"}
+RUNTIMES = {"litert": ".tflite", "onnxruntime": ".onnx", "torch": ".pt2", "torch-compiled": ".pt2", "executorch": ".pte"}
+SLOW = ("torch-compiled", "executorch")  # they compile or lower the model first
 
 
 def network():
@@ -67,20 +70,20 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("runtime", [pytest.param(name, marks=pytest.mark.slow) if name == "executorch" else name for name in RUNTIMES])
+@pytest.mark.parametrize("runtime", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RUNTIMES])
 def test_every_runtime_times_its_operators(runtime, opened, folder):
     exporters = pytest.importorskip("exporters")
     from compress.pipeline import compress
     from evaluators.runtimes import RUNTIMES as known
 
-    pytest.importorskip({"onnxruntime": "onnxscript", "litert": "litert_torch"}.get(runtime, runtime))
+    pytest.importorskip({"onnxruntime": "onnxscript", "litert": "litert_torch", "torch-compiled": "torch"}.get(runtime, runtime))
     name = f"float{RUNTIMES[runtime]}"
     facts = to_facts(exporters.export(compress(opened, "float32"), folder / name), name)
     given = facts, str(folder), runtime, 1, str(folder)
     with Worker(1) as worker:
-        found = worker.call("evaluators.operators:profile", *given, 8, limit=120)
+        found = worker.call("evaluators.operators:profile", *given, 8, limit=600)
         assert found.status == "done", found.trace
-        assert worker.call("evaluators.metrics.latency:load", *given, limit=120).status == "done"
+        assert worker.call("evaluators.metrics.latency:load", *given, limit=600).status == "done"
         whole = float(np.median(worker.call("evaluators.metrics.latency:block", 8, limit=120).value)) / 1e9
         count = worker.call("evaluators.operators:multiply_adds", *given, limit=120)
     operators = [OperatorTime(**row) for row in found.value]
@@ -330,3 +333,20 @@ def test_a_file_that_is_larger_than_its_plan_says_by_what(arms):
     assert "the plan does not know table" in said(found, "where the plan expects")[0]
     assert f"1 of the {len(planned)} weights" in said(found, "float32 in the file")[0] and "2 of its 7 operators" in said(found, "float32 in the file")[0]
     assert unexpected(arm, expected) == ["larger"] and not unexpected(arm, {"bytes": planned_bytes(arm.size), "strangers": []})
+
+
+@pytest.mark.slow
+def test_two_known_causes_of_a_real_model_are_named(tmp_path):
+    """LiteRT's dynamic int8 of EfficientNet-Lite0 is slow for its depthwise convolutions; PT2E's x86 quantizer finds none of its convolutions."""
+    for package in ("efficientnet_lite_pytorch", "foolbox", "litert_torch", "torchao"):
+        pytest.importorskip(package)
+    small = {"samples": 20, "latency": LatencySettings(blocks=5, runs=9, seconds=0)}
+    study = evaluators.Study.load(Path(__file__).parents[1] / "examples" / "efficientnet" / "study.yaml").model_copy(update=small)
+    evaluators.compare(study, tmp_path)
+    found = explain(tmp_path, "int8-dynamic/litert", seconds=0)
+    assert "16 operators" in next(cause for cause in found.why if "XNNPACK does not take" in cause)
+    assert any(cause.startswith("Depthwise convolutions") and "DEPTHWISE_CONV_2D (float32 x int8)" in cause for cause in found.why)
+    assert len(found.layers) == 50 and all(layer.output_db is not None for layer in found.layers)
+    found = explain(tmp_path, "int8-static/torch-pt2e", seconds=0)
+    assert found.why[0].startswith("49 of the 50 weights that the plan compresses are float32 in the file")
+    assert any("Conv2dStaticSamePadding" in cause for cause in found.why)

@@ -21,12 +21,17 @@ def operators(*rows: str) -> list[Operator]:
         (("MatMul x w -> y", "Add y b -> z", "Gelu z -> g", "Add z g -> r", "MatMul r v -> out"), {"first": "z", "second": "out"}),
         (("Cast w -> f", "Mul f b -> d", "Conv x d b -> y", "Conv y v -> out"), {"first": "y", "second": "out"}),  # decoded by constants alone
         (
-            ("Quantize x -> q, s", "MatMulInteger q w -> i", "Cast i -> f", "Mul s f -> p", "Mul p b -> r", "Add r b -> y", "MatMul y v -> out"),
+            ("Quantize x -> q, d", "MatMulInteger q w -> i", "Cast i -> f", "Mul d f -> p", "Mul p b -> r", "Add r b -> y", "MatMul y v -> out"),
             {"first": "y", "second": "out"},
         ),
         (("MatMul x w -> y", "Mul y x -> gated", "MatMul gated v -> out"), {"first": "y", "second": "out"}),  # a gate is no scale
         (("MatMul x w -> y", "Split y -> a, c", "MatMul a v -> out"), {"first": "y", "second": "out"}),
         (("Conv x w -> y", "QuantizeLinear y s -> q", "DequantizeLinear q s -> d", "MaxPool d -> m", "Conv m v -> out"), {"first": "m", "second": "out"}),
+        (  # rows of codes, and the scales of those rows
+            ("Gather w x -> q", "Cast q -> f", "Gather s x -> d", "Mul f d -> y", "Gather v x -> z", "Add y z -> out"),
+            {"first": "y", "second": "z"},
+        ),
+        (("Gather w x -> y", "Mul y h -> z", "MatMul z v -> out"), {"first": "y", "second": "out"}),  # what else it is multiplied with is not the row's
         (("Gather w x -> y", "MatMul x v -> z", "MatMul y w -> out"), {"first": "y", "second": "z"}),  # a tied weight: where it is read first
     ],
 )

@@ -74,6 +74,7 @@ def operator_times(artifact: Artifact, inputs: Sequence[Inputs], runs: int, thre
 
 def show_layers(artifact: Artifact, weights: Mapping[str, str], threads: int) -> tuple[list[str], Callable[[Inputs], list[np.ndarray]]]:
     """The layers, and their outputs for a sample, which a copy of the file has as further outputs: XNNPACK computes them as it does in the file itself."""
+    from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter
     from ai_edge_litert.tools import flatbuffer_utils
 
@@ -81,7 +82,9 @@ def show_layers(artifact: Artifact, weights: Mapping[str, str], threads: int) ->
     first = model.subgraphs[0]
     constants = {index for index, tensor in enumerate(first.tensors) if model.buffers[tensor.buffer].data is not None}
     own = {str(index): weights[name] for index, tensor in enumerate(first.tensors) if (name := (tensor.name or b"").decode()) in weights}
-    operators = [Operator(str(o.opcodeIndex), numbers(o.inputs), numbers(o.outputs)) for o in first.operators]
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+    kinds = [names.get(code.builtinCode, "") for code in model.operatorCodes]
+    operators = [Operator(kinds[o.opcodeIndex], numbers(o.inputs), numbers(o.outputs)) for o in first.operators]
     found = {layer: int(index) for layer, index in layer_outputs(operators, map(str, constants), own).items()}
     first.outputs = [*first.outputs, *(index for index in dict.fromkeys(found.values()) if index not in first.outputs)]
     session = LitertSession(artifact, threads, Interpreter(model_content=bytes(flatbuffer_utils.convert_object_to_bytearray(model)), num_threads=threads))
