@@ -86,7 +86,7 @@ class Chart:
 
     @property
     def slug(self) -> str:
-        return f"accuracy-{self.axis.key}"
+        return f"{self.metric.title.lower().replace(' ', '-')}-{self.axis.key}"
 
 
 def charts(results: Results, axes: Sequence[Axis] = AXES) -> list[Chart]:
