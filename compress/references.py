@@ -2,7 +2,9 @@
 
 import hashlib
 import importlib
+import inspect
 import sys
+from collections.abc import Callable, Mapping
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,14 @@ def load_module(name: str) -> Any:
         if error.name and name.startswith(error.name):
             raise InputError(f"no module {name!r} can be imported") from error
         raise
+
+
+def reference_to(function: Callable) -> str:
+    """What names a function for other processes: `package.module:name` or `/folder/file.py:name`. InputError where nothing does."""
+    name, module = getattr(function, "__qualname__", ""), inspect.getmodule(function)
+    if module is None or getattr(module, "__file__", None) is None or getattr(module, name, None) is not function:
+        raise InputError(f"{name or function!r} cannot be found by other processes: define it by its name at the top of a file")
+    return f"{module.__name__ if module.__package__ else Path(module.__file__).resolve()}:{name}"
 
 
 def load_file(path: Path) -> Any:
@@ -60,11 +70,14 @@ def load_model(reference: str, folder: Path = Path(".")) -> Any:
 
 
 def load_data(reference: str, folder: Path = Path("."), **limit: int) -> tuple[Any, Any]:
-    """Inputs and labels (None where there are none) from a function that returns inputs or (inputs, labels), or from .npy or .npz."""
+    """Inputs and labels (None where there are none) from a function that returns inputs or (inputs, labels), or from .npy or .npz.
+
+    A pair is (inputs, labels) where its first part names the inputs, or its second has one axis; else it is two inputs.
+    """
     if not is_code(reference):
         return read_arrays(folder / reference), None
     data = resolve(reference, folder)(**limit)
-    labelled = isinstance(data, tuple) and len(data) == 2 and getattr(data[1], "ndim", None) == 1
+    labelled = isinstance(data, tuple) and len(data) == 2 and (isinstance(data[0], Mapping) or getattr(data[1], "ndim", None) == 1)
     return data if labelled else (data, None)
 
 

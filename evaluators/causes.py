@@ -250,5 +250,6 @@ def by_accuracy(arm: Arm, errors: Mapping[str, float]) -> Iterator[Cause]:
         return
     worst = sorted(errors.items(), key=lambda item: item[1])[:1]
     where = f"; the least exact weight is {worst[0][0]}, {worst[0][1]:.1f} dB above its rounding error" if worst else ""
-    said = f"{arm.accuracy.worse} of {arm.accuracy.count:,} answers changed for the worse and {arm.accuracy.better} for the better{where}."
+    score = arm.accuracy
+    said = f"{score.worse} of {words.count(score.count, score.metric.noun)} changed for the worse and {score.better} for the better{where}."
     yield Cause("accuracy", arm.accuracy.worse / arm.accuracy.count, said)

@@ -30,7 +30,8 @@ def prepare(reference: str, folder: str, limit: int, out: str, task: str = "clas
     try:
         labels = open_task(task).check(labels)
     except InputError as error:
-        raise InputError(f"{reference!r} does not fit the task {task}: {error}") from error
+        hint = "; a pair of arrays is taken for two inputs: name them, as {'x': array}" if labels is None and isinstance(inputs, tuple) else ""
+        raise InputError(f"{reference!r} does not fit the task {task}: {error}{hint}") from error
     files = {f"{index}.npy": array for index, array in enumerate(arrays)} | ({} if labels is None else {LABELS: labels})
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".data-", dir=Path(out).parent) as fresh:

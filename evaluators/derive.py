@@ -11,10 +11,13 @@ import numpy as np
 from evaluators import estimating, statistics
 from evaluators.dataset import labels
 from evaluators.metrics import METRICS, SCORED, accuracy, emulated, gpu, latency, memory, outputs, size
-from evaluators.results import Arm, Results
+from evaluators.report.reading import metric as judged_by
+from evaluators.report.words import capital
+from evaluators.results import Arm, Metric, Results
 from evaluators.store import Piece, Store
 from evaluators.tasks import Task, open_task
 
+NO_SCORE = "there is no float32 of the same runtime to compare its outputs with, so it has no score"
 STAGES = ("runtime", "target", "export", "data", *METRICS, "latency")
 
 
@@ -58,7 +61,7 @@ def load_results(folder: str | os.PathLike) -> Results:
             created=store.fact("created", ""),
             command=store.fact("command", ""),
             environment=store.fact("environment", {}) | runtime_facts(store, arms),
-            protocol=(protocol(settings, threads(store)) if settings else {}) | elsewhere(store, arms),
+            protocol=(protocol(settings, threads(store), judged_by(arms)) if settings else {}) | elsewhere(store, arms),
             arms=adjusted(arms),
             wall_seconds=store.fact("wall_seconds", 0.0),
         )
@@ -116,7 +119,10 @@ class Reader:
             "exporter": planned["exporter"] or (runtime.facts["exporter"] if runtime else ""),
         }
         found = Arm(name, **names, **column, **self.status(name), seconds=self.seconds(name))
-        return replace(found, **self.file_rows(name, export), **self.measurements(name, runtime)) if export else found
+        if not export:
+            return found
+        found = replace(found, **self.file_rows(name, export), **self.measurements(name, runtime))
+        return replace(found, notes=(*found.notes, NO_SCORE)) if self.answers(name) and not found.accuracy else found
 
     def status(self, name: str) -> dict[str, str]:
         pieces = [self.piece(name, stage) for stage in STAGES]
@@ -152,7 +158,11 @@ class Reader:
     def answers(self, name: str | None) -> Piece | None:
         """What holds an arm's answers to the test samples."""
         pieces = (self.done(name, kind) for kind in SCORED) if name else ()
-        return next((piece for piece in pieces if piece and any(kept in piece.arrays for kept in self.task(name).ANSWERS)), None)
+        return next((piece for piece in pieces if piece and self.counted(name, piece)), None)
+
+    def counted(self, name: str, piece: Piece) -> int:
+        """How many answers a piece of an arm holds."""
+        return next((len(array) for kept, array in piece.arrays.items() if kept.startswith(self.task(name).ANSWERS)), 0)
 
     def task(self, name: str) -> Task:
         return open_task(self.planned[name]["task"])
@@ -163,8 +173,8 @@ class Reader:
 
     def labels(self, name: str) -> np.ndarray | None:
         """[samples, ...]: what its answers are compared with."""
-        found, arrays = labels(self.store.folder / "data" / self.links[name]["data"]), self.answers(name).arrays
-        return None if found is None else found[: len(arrays[self.task(name).ANSWERS[0]])]
+        found = labels(self.store.folder / "data" / self.links[name]["data"])
+        return None if found is None else found[: self.counted(name, self.answers(name))]
 
     def latency_notes(self, name: str) -> tuple[str, ...]:
         timed = self.done(name, "latency")
@@ -217,7 +227,33 @@ def threads(store: Store) -> str:
     return " or ".join(map(str, sorted({arm["threads"] for arm in store.arms().values() if not arm["untimed"]}))) or "no"
 
 
-def protocol(settings: dict[str, Any], threads: str) -> dict[str, str]:
+RIGHT = (
+    "Wilson interval; difference to float32 on the same runtime by paired bootstrap and exact McNemar test (Holm's adjustment over the recipes of a runtime); "
+    "smallest drop that the exact test would have shown with 80% power."
+)
+PAIRED = (
+    "Difference to float32 on the same runtime, sample by sample, by the same bootstrap and by a sign-flip permutation test of the mean difference (Holm's "
+    "adjustment over the recipes of a runtime); smallest difference that a paired t-test would have shown with 80% power at the spread of these."
+)
+NATS = " Differences are those of nats a token, told as the ratio of perplexities less 1."
+LIKENESS = (
+    "It compares with float32's outputs on the same runtime and target. Nothing is tested: outputs that differ have lost something, and how much is too much "
+    "is the user's to say (`compresskit check --worst-score`)."
+)
+
+
+def scoring(metric: Metric) -> str:
+    """How a score and its difference to float32 were estimated."""
+    if metric.kind == "right":
+        return RIGHT
+    better = f"{'higher' if metric.higher_is_better else 'lower'} is better"
+    mean = "the exponential of the mean nats a token" if metric.kind == "perplexity" else f"a mean over {metric.noun}s"
+    drawn = f"Bootstrap interval over {metric.noun}s, {statistics.SCORE_RESAMPLES:,} resamples, widened for few of them"
+    rest = {"mean": PAIRED, "perplexity": PAIRED + NATS, "likeness": LIKENESS}[metric.kind]
+    return f"{capital(metric.title)} is {mean}; {better}. {drawn}. {rest}"
+
+
+def protocol(settings: dict[str, Any], threads: str, metric: Metric) -> dict[str, str]:
     """How it was measured, in words with their numbers."""
     timing = settings["latency"]
     return {
@@ -232,8 +268,6 @@ def protocol(settings: dict[str, Any], threads: str) -> dict[str, str]:
         "Percentiles": "Order statistics with binomial intervals, only where the count carries them (LoadGen's rule: 44 runs for the 90th, 459 for the 99th).",
         "Memory": f"Peak resident memory (VmHWM) of a fresh process that loads the artifact and runs {memory.RUNS} samples, less what it was when only the "
         "runtime was imported. Compiled arms find their kernels in the compiler's cache, filled by the accuracy run.",
-        "Accuracy": f"The first {settings['samples']} test samples in the same order for every arm, one a run. Wilson interval; difference to float32 on the "
-        "same runtime by paired bootstrap and exact McNemar test (Holm's adjustment over the recipes of a runtime); smallest drop that the exact test would "
-        "have shown with 80% power.",
+        capital(metric.title): f"The first {settings['samples']} test samples in the same order for every arm, one a run. {scoring(metric)}",
         "Size": "The file as written; deflated at level 9; every tensor read back from the file.",
     }

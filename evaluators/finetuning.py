@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from compress.finetune.config import Finetuning
 from evaluators.progress import Progress, automatic
 from evaluators.results import Estimate
 from evaluators.sources import check, fingerprint
-from evaluators.statistics import accuracy_difference, holm, mcnemar, smallest_drop, wilson
+from evaluators.statistics import accuracy_difference, holm, mcnemar, mean, sign_flips, smallest_difference, smallest_drop, wilson
 from evaluators.store import Claim
 from evaluators.worker import Worker, tell
 
@@ -23,7 +22,7 @@ from evaluators.worker import Worker, tell
 class Comparison:
     """A run or a merge against another on the same samples. `worse` and `better` count samples; p is Holm-adjusted over the runs of the document.
 
-    smallest  the smallest drop in accuracy that this sample would have shown; None where scores are losses
+    smallest  the smallest drop in accuracy, or rise of a loss, that this sample would have shown; None where nothing differs
     """
 
     against: str
@@ -128,18 +127,15 @@ def merge_rows(merges: list[Mapping[str, Any]], binary: bool):
 
 
 def estimate(scores: np.ndarray, binary: bool) -> Estimate:
-    if binary:
-        return wilson(int(scores.sum()), len(scores))
-    half = stats.t.isf(0.025, len(scores) - 1) * scores.std(ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else 0.0
-    return Estimate(float(scores.mean()), float(scores.mean() - half), float(scores.mean() + half))
+    return wilson(int(scores.sum()), len(scores)) if binary else mean(scores, np.ones(len(scores)))
 
 
 def compared(baseline: np.ndarray, other: np.ndarray, against: str, binary: bool) -> Comparison:
-    """Paired. Right answers: exact McNemar; losses: Wilcoxon's signed ranks, and Student's interval of the mean difference."""
+    """Paired. Right answers: exact McNemar; losses: sign-flip permutation, and the bootstrap interval of the mean difference."""
     difference = other - baseline
     worse, better = int((difference < 0).sum()), int((difference > 0).sum())
     if binary:
         found = accuracy_difference(worse, better, len(other))
         return Comparison(against, found, worse, better, mcnemar(worse, better), smallest_drop(len(other), (worse + better) / len(other)))
-    p = float(stats.wilcoxon(difference).pvalue) if np.any(difference) else 1.0
-    return Comparison(against, estimate(difference, False), better, worse, p, None)  # a smaller loss is better
+    least = smallest_difference(difference, np.ones(len(other)))
+    return Comparison(against, estimate(difference, False), better, worse, sign_flips(difference), least)  # a smaller loss is better

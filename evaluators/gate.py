@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
-import numpy as np
-
 from compress.errors import InputError
 from evaluators.derive import Reader, load_results
 from evaluators.metrics import accuracy
 from evaluators.report import words
 from evaluators.report.files import write
-from evaluators.report.reading import is_baseline
-from evaluators.results import Arm, Score
+from evaluators.report.reading import is_baseline, metric
+from evaluators.results import Arm, Metric, Score
 from evaluators.store import Store
 
 Outcome = Literal["passed", "failed", "skipped"]
@@ -24,9 +22,17 @@ Outcome = Literal["passed", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What is asked of every arm; None asks nothing. accuracy_drop is in points, size in bytes."""
+    """What is asked of every arm; None asks nothing.
+
+    accuracy_drop  points, of scores that are shares
+    drop           how much worse a score may be, in the unit of its differences: points of shares, percent of perplexities, else the score's own
+    score          the worst that a score may be, in its unit: percent of shares
+    size           bytes
+    """
 
     accuracy_drop: float | None = None
+    drop: float | None = None
+    score: float | None = None
     speedup: float | None = None
     size: int | None = None
 
@@ -34,7 +40,7 @@ class Limits:
 @dataclass(frozen=True)
 class Finding:
     arm: str
-    asked: str  # "accuracy", "speedup", "size", or "run": that there is a result
+    asked: str  # "accuracy", "drop", "score", "speedup", "size", or "run": that there is a result
     outcome: Outcome
     said: str
 
@@ -46,16 +52,34 @@ def check(folder: str | os.PathLike, limits: Limits, baseline: str | os.PathLike
               without it accuracy is compared with float32 of the same study, as speed always is: times of two studies were not taken side by side
     arms      patterns of arms' names, as "*/int8-static/litert/*"; none means all
 
-    InputError where there is no study, nothing to judge, or no limit.
+    InputError where there is no study, nothing to judge, no limit, or one that the study's score cannot have.
     """
     if limits == Limits():
-        raise InputError("nothing to check: give --max-accuracy-drop, --min-speedup or --max-size")
+        raise InputError("nothing to check: give --max-accuracy-drop, --max-drop, --worst-score, --min-speedup or --max-size")
     judged = [arm for arm in load_results(folder).arms if not is_baseline(arm) and wanted(arm.id, arms)]
+    fitting(limits, metric(judged))
     before = Before(Path(folder), Path(baseline)) if baseline else None
     gone = before.gone([arm.id for arm in judged], arms) if before else []
     if not judged and not gone:
         raise InputError(f"{folder}: no arm {'is named ' + ' or '.join(arms) if arms else 'but float32'}")
     return [*gone, *(finding for arm in judged for finding in judge(arm, limits, before))]
+
+
+def fitting(limits: Limits, about: Metric) -> None:
+    """InputError for a limit that scores of this kind cannot have."""
+    if about.kind == "likeness" and (limits.drop is not None or limits.accuracy_drop is not None):
+        raise InputError(
+            f"{about.title} compares with float32's outputs, so it cannot drop: ask for a value by --worst-score, in {about.unit or 'its own unit'}"
+        )
+    if about.unit != "%" and limits.accuracy_drop is not None:
+        raise InputError(f"--max-accuracy-drop is in points of a share, and this study's score is {about.title}: use --max-drop, {drop_unit(about)}")
+
+
+def drop_unit(about: Metric) -> str:
+    """What --max-drop counts in."""
+    if about.unit == "%":
+        return "in points"
+    return "in percent of float32's" if about.kind == "perplexity" else f"in {about.unit or 'the unit of the score'}"
 
 
 def wanted(name: str, patterns: Sequence[str]) -> bool:
@@ -77,7 +101,7 @@ class Before:
         return arm in self.arms and self.arms[arm].status == "done"
 
     def accuracy(self, arm: str) -> Score | str:
-        """The arm's accuracy against the baseline's arm of the same name, or why there is none."""
+        """The arm's score against the baseline's arm of the same name, or why there is none."""
         if not self.ran(arm):
             return "the baseline has no result for this arm"
         with Store(self.folder, create=False) as here, Store(self.baseline, create=False) as there:
@@ -87,10 +111,10 @@ class Before:
                 return "one of the two studies has no answers of this arm"
             if now.planned[arm]["task"] != then.planned[arm]["task"]:
                 return f"the two studies have other tasks ({then.planned[arm]['task']} and {now.planned[arm]['task']})"
-            truth, their_truth = now.labels(arm), then.labels(arm)
-            if not np.array_equal(truth, their_truth):
-                return f"the two studies have other test samples ({len(their_truth)} and {len(truth)})"
-            return accuracy.derive(now.task(arm), mine.arrays, theirs.arrays, truth)[0]
+            ours, their_data = (reader.piece(arm, "data").facts for reader in (now, then))
+            if ours["files"] != their_data["files"] or now.counted(arm, mine) != then.counted(arm, theirs):
+                return f"the two studies have other test samples ({their_data['count']} and {ours['count']})"
+            return accuracy.derive(now.task(arm), mine.arrays, theirs.arrays, now.labels(arm))[0]
 
 
 def judge(arm: Arm, limits: Limits, before: Before | None) -> Iterator[Finding]:
@@ -102,8 +126,11 @@ def judge(arm: Arm, limits: Limits, before: Before | None) -> Iterator[Finding]:
         yield size(arm, limits.size)
     if limits.speedup is not None:
         yield speedup(arm, limits.speedup)
-    if limits.accuracy_drop is not None:
-        yield accuracy_drop(arm, limits.accuracy_drop, before)
+    for asked, most in (("accuracy", limits.accuracy_drop), ("drop", limits.drop)):
+        if most is not None:
+            yield drop(asked, arm, most, before)
+    if limits.score is not None:
+        yield score(arm, limits.score)
 
 
 def size(arm: Arm, most: int) -> Finding:
@@ -124,21 +151,35 @@ def speedup(arm: Arm, least: float) -> Finding:
     return Finding(arm.id, "speedup", "failed", f"{said}: {short}{'' if found.value < least else '; more blocks would narrow it'}")
 
 
-def accuracy_drop(arm: Arm, most: float, before: Before | None) -> Finding:
+def drop(asked: str, arm: Arm, most: float, before: Before | None) -> Finding:
     found = before.accuracy(arm.id) if before else arm.accuracy
     if isinstance(found, str) or found is None or found.difference is None:
         why = found if isinstance(found, str) else "there is no float32 to compare with"
-        return Finding(arm.id, "accuracy", "failed", f"cannot be judged: {why}")
-    against = "the baseline" if before else "float32"
+        return Finding(arm.id, asked, "failed", f"cannot be judged: {why}")
+    about, scale = found.metric, 100 if found.metric.unit == "%" or found.metric.kind == "perplexity" else 1
+    against = f"{words.change(found.difference.value, about)} against {'the baseline' if before else 'float32'}"
     said = (
-        f"{words.percent(found.value.value)}, {words.points(found.difference.value)} points against {against} "
-        f"{words.interval(found.difference, words.points)}; allowed a drop of {most:g}"
+        f"{words.in_unit(found.value.value, about)}, {against} {words.change_interval(found.difference, about)}; "
+        f"allowed a {words.worsening(about)} of {words.change(most / scale, about, signed=False)}"
     )
-    worst = 100 * found.drop.high
-    if worst <= most:
-        return Finding(arm.id, "accuracy", "passed", said)
-    hint = "" if 100 * found.drop.value > most else f"; more than {found.count:,} samples would narrow it"
-    return Finding(arm.id, "accuracy", "failed", f"{said}: over by {worst - most:.1f} at the interval's lower end{hint}")
+    over = found.drop.high - most / scale
+    if over <= 0:
+        return Finding(arm.id, asked, "passed", said)
+    hint = "" if found.drop.value * scale > most else f"; more than {found.count:,} samples would narrow it"
+    return Finding(arm.id, asked, "failed", f"{said}: over by {words.change(over, about, signed=False)} at the interval's worse end{hint}")
+
+
+def score(arm: Arm, worst: float) -> Finding:
+    found = arm.accuracy
+    if found is None:
+        return Finding(arm.id, "score", "failed", "cannot be judged: there is no score, as there is no float32 to compare with")
+    about, bound = found.metric, worst / 100 if found.metric.unit == "%" else worst
+    end = found.value.low if about.higher_is_better else found.value.high
+    said = (
+        f"{about.title} {words.in_unit(found.value.value, about)} {words.score_interval(found.value, about)}; asked for {words.in_unit(bound, about)} or better"
+    )
+    fine = end >= bound if about.higher_is_better else end <= bound
+    return Finding(arm.id, "score", "passed" if fine else "failed", said)
 
 
 def write_junit(findings: Sequence[Finding], path: Path, name: str = "compresskit") -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from evaluators.environment import cores, environment, versions
 from evaluators.estimating import known
 from evaluators.exporting import ARTIFACTS, Column, Ready, export_lane
 from evaluators.latency_groups import latency_groups
-from evaluators.metrics import AT_HOME, METRICS
+from evaluators.metrics import AT_HOME, METRICS, SCORED
 from evaluators.results import Results
 from evaluators.runtimes import RUNTIMES
 from evaluators.sources import fingerprint
 from evaluators.store import Claim, Piece, Store, identity, now
-from evaluators.study import Label, Planned, Study, chosen, matrix
+from evaluators.study import Label, Planned, Study, UserScore, chosen, matrix
 from evaluators.targets import Target, open_target
-from evaluators.worker import Worker
+from evaluators.tasks import keeper
+from evaluators.tasks.outputs import named
+from evaluators.worker import Outcome, Worker
 
 
 class Stopped(Exception):
@@ -69,7 +72,7 @@ class Run:
         target = self.targets[arm.target]
         pieces = ["export", *target.metrics, *([] if target.untimed else ["latency"])]
         where = {"untimed": target.untimed, "pieces": pieces}
-        return names | column | where | {"baseline": not arm.recipe.steps, "threads": self.threads(arm), "task": self.study.task}
+        return names | column | where | {"baseline": not arm.recipe.steps, "threads": self.threads(arm), "task": self.study.task_document}
 
     def threads(self, arm: Planned) -> int:
         return self.threads_on(self.targets[arm.target])
@@ -193,12 +196,13 @@ class Run:
 
     def data(self, model: str) -> Piece:
         reference = self.study.data(model)[1]
-        key = identity("data", self.contents[reference], self.study.samples, self.study.task)
+        task = keeper(self.study.task_document)
+        key = identity("data", self.contents[reference], self.study.samples, task)
         place = self.store.folder / "data" / key
         piece = self.store.settled(key)
         if piece and piece.status == "done" and is_whole(place, piece.facts["files"]):
             return piece
-        outcome = self.fresh("evaluators.dataset:prepare", reference, str(self.study.folder), self.study.samples, str(place), self.study.task)
+        outcome = self.fresh("evaluators.dataset:prepare", reference, str(self.study.folder), self.study.samples, str(place), task)
         return self.keep("data", key, reference, outcome, lambda value: (value, {}))
 
     def data_folder(self, data: Piece) -> str:
@@ -256,7 +260,8 @@ class Run:
         target = self.targets[ready.arm.target]
         if kind in AT_HOME:
             return identity(kind, *self.setting(ready, self.home), target.sample_count(self.study.samples))
-        return identity(kind, *self.setting(ready, target))
+        own = [self.contents[self.study.task.score]] if kind in SCORED and isinstance(self.study.task, UserScore) else []
+        return identity(kind, *self.setting(ready, target), *own)
 
     def setting(self, ready: Ready, target: Target) -> tuple:
         """What every measurement of an arm depends on."""
@@ -272,7 +277,18 @@ class Run:
             self.progress.stage(ready.arm.id, kind)
             start = partial(where.start, self.threads(ready.arm))
             outcome = self.fresh(f"{METRICS.entries[kind].module}:measure", *self.arguments(ready), samples, start=start)
+        if kind in SCORED and isinstance(self.study.task, UserScore) and outcome.status == "done":
+            outcome = self.scored(kind, outcome, ready)
         return self.keep(kind, self.metric_key(kind, ready), ready.arm.id, outcome, lambda value: value)
+
+    def scored(self, kind: str, outcome: Outcome, ready: Ready) -> Outcome:
+        """What the user's own function scores of an arm's outputs, here, wherever that ran; outputs stay where they are compared with this machine's."""
+        facts, arrays = outcome.value
+        if not named(arrays):
+            return outcome
+        own = self.fresh("evaluators.tasks.function:score", self.study.task.score, str(self.study.folder), arrays, self.data_folder(ready.data))
+        value = (facts, {name: array for name, array in arrays.items() if kind != "accuracy"} | own.value) if own.status == "done" else None
+        return replace(own, value=value, seconds=outcome.seconds + own.seconds)
 
     def arguments(self, ready: Ready) -> tuple:
         """What `measure` and `load` in a measuring process take first."""

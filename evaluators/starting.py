@@ -25,7 +25,7 @@ recipes: [float32, int8-weight-only, int8-dynamic, int8-static, int4-group32]  #
 runtimes: [{runtimes}]
 targets: [cpu]                     # `compresskit targets` lists where else
 threads: 1
-task: classification
+task: classification               # `compresskit tasks` lists what else
 """
 
 DATA = '''\

@@ -1,6 +1,7 @@
 """Estimates with their uncertainty, derived from raw samples."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, stats
@@ -62,8 +63,13 @@ def smallest_drop(count: int, changed: float, power: float = 0.8, alpha: float =
 def detection(count: int, drop: float, changed: float, alpha: float) -> float:
     share = max(changed, drop)
     m = np.arange(count + 1)
-    enough = stats.binom.isf(alpha / 2, m, 0.5) + 1  # fewest worse answers of m that the test rejects for
-    return float((stats.binom.pmf(m, count, share) * stats.binom.sf(enough - 1, m, (1 + drop / share) / 2)).sum())
+    return float((stats.binom.pmf(m, count, share) * stats.binom.sf(rejecting(count, alpha) - 1, m, (1 + drop / share) / 2)).sum())
+
+
+@lru_cache(maxsize=4)
+def rejecting(count: int, alpha: float) -> np.ndarray:
+    """[count + 1]: the fewest worse answers of m = 0, 1, ... changed ones that the exact McNemar test rejects for."""
+    return stats.binom.isf(alpha / 2, np.arange(count + 1), 0.5) + 1
 
 
 def mean(scores: np.ndarray, weights: np.ndarray) -> Estimate:
@@ -88,7 +94,7 @@ def mean(scores: np.ndarray, weights: np.ndarray) -> Estimate:
 def sign_flips(differences: np.ndarray, count: int = 9_999) -> float:
     """Two-sided p of as large a sum of paired differences, were both arms equally good, so that each difference had either sign (Fisher 1935).
 
-    What `scipy.stats.permutation_test` computes with permutation_type="samples", 20 times as fast. It is about the mean that is shown, as Wilcoxon's test
+    What `scipy.stats.permutation_test` computes with permutation_type="samples", ten times as fast. It is about the mean that is shown, as Wilcoxon's test
     is not, and takes no distribution for granted (Dror et al. 2018 recommend it). All signs where they are at most `count`, else that many drawn ones, of
     which the observed counts as one (Phipson and Smyth 2010).
     """
@@ -115,7 +121,7 @@ def smallest_difference(differences: np.ndarray, weights: np.ndarray, power: flo
         return None
     spread = (weights * (differences - np.average(differences, weights=weights)) / weights.mean()).std(ddof=1)
     critical = stats.t.isf(alpha / 2, count - 1)
-    shift = optimize.brentq(lambda nc: stats.nct.sf(critical, count - 1, nc) + stats.nct.cdf(-critical, count - 1, nc) - power, 0, 20 + critical)
+    shift = optimize.brentq(lambda nc: stats.nct.sf(critical, count - 1, nc) - power, 0, 5 * critical)
     return float(shift * spread / np.sqrt(count))
 
 

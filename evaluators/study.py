@@ -7,12 +7,13 @@ from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from compress.errors import InputError, RecipeError
 from compress.recipe import Recipe, one_word, parse_document
+from compress.references import reference_to
 from compress.registry import suggest
 from evaluators.artifacts import EXPORT
 from evaluators.progress import Progress
@@ -20,6 +21,7 @@ from evaluators.results import Results
 from evaluators.runtimes import RUNTIMES
 from evaluators.sources import check
 from evaluators.targets import Target, open_target
+from evaluators.tasks import TASKS
 
 ENOUGH = 44  # timed runs that carry a 90th percentile (LoadGen's rule)
 
@@ -57,6 +59,28 @@ def from_name(value: object) -> object:
     return {"open": value} if isinstance(value, str) else value
 
 
+class UserScore(Document):
+    """A function (predictions, labels) that returns a number, or whether it is right, for each sample, and what that is called."""
+
+    score: str
+    title: str = ""  # else the function's name
+    unit: str = ""  # "%": scores are shares from 0 to 1
+    higher_is_better: bool = True
+
+
+def from_task(value: object) -> object:
+    """`file.py:function` and a Python function as the document of a user's score."""
+    if callable(value):
+        return {"score": reference_to(value)}
+    return {"score": value} if isinstance(value, str) and ":" in value else value
+
+
+OneTask = Annotated[
+    Annotated[str, Tag("name")] | Annotated[UserScore, Tag("function")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "function"),
+]
+
+
 class Study(Document):
     """What to compare. Names of files are relative to the study's own file.
 
@@ -67,6 +91,7 @@ class Study(Document):
     recipes      built-in names or .yaml files
     runtimes     names of runtimes, or of exporters, whose files then run where they belong
     targets      names in targets.yaml beside the study, or as `cpu` and `arm64:cortex-a76`
+    task         what accuracy is: a task's name, or a function of the user's own, `file.py:function`, see UserScore
     """
 
     name: str
@@ -80,10 +105,15 @@ class Study(Document):
     runtimes: tuple[str, ...] = Field(min_length=1)
     targets: tuple[str, ...] = Field(("cpu",), min_length=1)
     threads: int = Field(1, ge=1)
-    task: Literal["classification"] = "classification"
+    task: Annotated[OneTask, BeforeValidator(from_task)] = "classification"
     latency: LatencySettings = LatencySettings()
     limit_seconds: float = Field(900, gt=0)  # for one piece of an arm; what takes longer is ended and has failed
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @field_validator("task")
+    @classmethod
+    def known(cls, value: str | UserScore) -> str | UserScore:
+        return TASKS.name(value) if isinstance(value, str) else value
 
     @field_validator("models")
     @classmethod
@@ -148,7 +178,13 @@ class Study(Document):
     def references(self) -> list[str]:
         """Everything that its models are made, calibrated, trained and tested with."""
         found = [name for model in self.models for name in (self.models[model].open, *self.data(model), self.lessons(model)[0])]
+        found += [self.task.score] if isinstance(self.task, UserScore) else []
         return list(dict.fromkeys(filter(None, found)))
+
+    @property
+    def task_document(self) -> str | dict[str, Any]:
+        """What `open_task` takes."""
+        return self.task if isinstance(self.task, str) else self.task.model_dump()
 
     def loaded_recipes(self) -> list[Recipe]:
         return [Recipe.load(self.folder / name if name.endswith((".yaml", ".yml")) else name) for name in self.recipes]

@@ -1,4 +1,4 @@
-"""The parts of a study that need no model: statistics with known values, clocks, the store, processes, references."""
+"""The parts of a study that need no model: clocks, the store, processes, references."""
 
 import os
 import signal
@@ -10,118 +10,11 @@ import numpy as np
 import pytest
 
 from compress.errors import InputError
-from evaluators import artifacts, dataset, sources, statistics, timing
+from evaluators import artifacts, dataset, sources, timing
 from evaluators.environment import environment
-from evaluators.metrics import accuracy, latency
-from evaluators.results import Estimate
+from evaluators.metrics import latency
 from evaluators.store import Claim, Piece, Store, identity
-from evaluators.tasks import classification
 from evaluators.worker import THREAD_VARIABLES, Worker
-
-# Statistics
-
-
-def test_wilson_equals_published_values():
-    # Newcombe 1998, table I, method 3: 81 of 263 and 0 of 20
-    assert rounded(statistics.wilson(81, 263)) == (0.3080, 0.2553, 0.3662)
-    assert rounded(statistics.wilson(0, 20)) == (0.0, 0.0, 0.1611)
-
-
-def rounded(estimate: Estimate) -> tuple:
-    return tuple(round(value, 4) for value in (estimate.value, estimate.low, estimate.high))
-
-
-def test_mcnemar_is_the_exact_binomial_test():
-    assert statistics.mcnemar(0, 0) == 1.0
-    assert statistics.mcnemar(5, 0) == pytest.approx(2 / 2**5)
-    assert statistics.mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
-
-
-def test_holm_multiplies_by_the_comparisons_left_and_never_decreases():
-    assert statistics.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
-    assert statistics.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
-
-
-def test_bootstrap_of_a_difference_has_the_standard_error_of_paired_outcomes():
-    found = statistics.accuracy_difference(worse=30, better=10, count=1000)
-    error = np.sqrt((0.04 - 0.02**2) / 1000)
-    assert found.value == -0.02
-    # 10,000 resamples put the 2.5% quantile within about 4% of a standard error; outcomes are multiples of 1/1000
-    assert found.low == pytest.approx(-0.02 - 1.96 * error, abs=0.1 * error + 0.001)
-    assert found.high == pytest.approx(-0.02 + 1.96 * error, abs=0.1 * error + 0.001)
-
-
-@pytest.mark.parametrize(("count", "changed"), [(100, 0.0), (600, 0.05), (1000, 0.2)])
-def test_smallest_drop_is_found_by_simulated_tests_with_80_percent_power(count, changed):
-    drop = statistics.smallest_drop(count, changed)
-    generator = np.random.default_rng(3)
-
-    def power(d):
-        share = max(changed, d)
-        m = generator.binomial(count, share, 4000)
-        worse = generator.binomial(m, (1 + d / share) / 2)
-        pairs = np.stack([worse, m - worse], 1)
-        tests = {tuple(pair): statistics.mcnemar(*pair) <= 0.05 and pair[0] > pair[1] for pair in np.unique(pairs, axis=0).tolist()}
-        return np.mean([tests[tuple(pair)] for pair in pairs.tolist()])
-
-    noise = 3 * np.sqrt(0.8 * 0.2 / 4000)
-    assert power(drop) >= 0.8 - noise
-    assert power(0.8 * drop) < 0.8 - noise
-
-
-def test_too_few_samples_show_no_drop_at_all():
-    assert statistics.smallest_drop(5, 0.0) == 1.0  # 5 of 5 worse: p = 1/16
-    # With 20, six worse answers reject (p = 1/32): P(Binomial(20, d) >= 6) is 0.755 at d = 0.35 and 0.874 at 0.40
-    assert statistics.smallest_drop(20, 0.0) == 0.4
-
-
-def test_ratio_interval_covers_the_truth_at_its_nominal_rate_with_six_blocks():
-    generator = np.random.default_rng(5)
-    covered = []
-    for _ in range(400):
-        base, other = np.exp(generator.normal(0.0, 0.02, (2, 6)))
-        found = statistics.ratio(2 * base, other)
-        covered.append(found.low <= 2 <= found.high)
-    # 95% of 400 has a standard error of 1.1%; plain bootstrap quantiles would cover 86% here
-    assert 0.91 <= np.mean(covered) <= 0.99
-
-
-def test_ratio_is_paired_so_a_slow_period_that_hits_both_arms_cancels():
-    drift = np.array([1.0, 1.5, 3.0, 1.0, 2.0, 1.2])
-    found = statistics.ratio(2 * drift, drift)
-    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
-
-
-@pytest.mark.parametrize(
-    ("speedup", "words"),
-    [
-        (Estimate(1.5, 1.4, 1.6), "faster"),
-        (Estimate(0.5, 0.4, 0.6), "slower"),
-        (Estimate(1.005, 1.001, 1.009), "no difference shown"),
-        (Estimate(1.5, 0.9, 2.5), "no difference shown"),
-    ],
-)
-def test_verdict_needs_the_interval_and_the_effect(speedup, words):
-    assert statistics.verdict(speedup) == words
-
-
-def test_no_verdict_goes_below_what_float32_shows_against_itself():
-    noise = Estimate(0.94, 0.92, 0.95)
-    assert statistics.verdict(Estimate(1.05, 1.04, 1.06), noise) == "no difference shown"
-    assert statistics.verdict(Estimate(0.95, 0.94, 0.96), noise) == "no difference shown"
-    assert statistics.verdict(Estimate(1.10, 1.04, 1.16), noise) == "faster"
-
-
-@pytest.mark.parametrize(("count", "names"), [(43, []), (44, ["p90"]), (90, ["p90", "p95"]), (458, ["p90", "p95"]), (459, ["p90", "p95", "p99"])])
-def test_percentiles_are_shown_only_where_the_count_carries_them(count, names):
-    assert list(statistics.percentiles(np.arange(count, dtype=float))) == names
-
-
-def test_percentiles_are_order_statistics_within_their_interval():
-    found = statistics.percentiles(np.arange(1, 1001, dtype=float))["p90"]
-    assert found.value == 900
-    assert (found.low, found.high) == pytest.approx((900 - 18.6, 900 + 18.6), abs=2)  # 1.96 sqrt(1000 * 0.9 * 0.1)
-
 
 # Clocks
 
@@ -155,18 +48,6 @@ def test_rounds_are_balanced_and_every_second_one_is_reversed():
 def test_fast_models_get_more_runs_in_a_block_within_bounds():
     settings = SimpleNamespace(runs=8, seconds=0.25)
     assert [latency.runs_per_block(ns, settings) for ns in (10**9, 10**6, 100)] == [8, 250, 1000]
-
-
-# Accuracy
-
-
-def test_scores_that_are_not_finite_count_as_wrong_and_are_said():
-    rows = [classification.keep([np.array([row], np.float32)], None) for row in ([0.1, 0.9], [np.nan, 1.0], [np.inf, 0.0])]
-    kept = {"answers": np.stack([row["answers"] for row in rows])}
-    assert kept["answers"].tolist() == [1, -1, -1]
-    (found,) = accuracy.derive(classification, kept, {"answers": np.array([1, 0, 0])}, np.array([1, 0, 1]))
-    assert (found.correct, found.worse, found.better, found.flipped, found.before) == (1, 1, 0, pytest.approx(2 / 3), pytest.approx(2 / 3))
-    assert "2 of 3" in classification.notes(kept, None)[0]
 
 
 # The store

@@ -41,7 +41,7 @@ def test_accuracy_is_judged_by_the_lower_end(arm):
 
     assert only(drop(-0.009, -0.002), Limits(accuracy_drop=1.0)).outcome == "passed"
     near = only(drop(-0.014, -0.002), Limits(accuracy_drop=1.0))
-    assert near.outcome == "failed" and "over by 0.4" in near.said and "samples would narrow" in near.said
+    assert near.outcome == "failed" and "over by 0.4 points" in near.said and "samples would narrow" in near.said
     assert "narrow" not in only(drop(-0.03, -0.02), Limits(accuracy_drop=1.0)).said
 
 

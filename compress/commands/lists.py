@@ -46,6 +46,21 @@ def formats(name: Annotated[str | None, typer.Argument(help="A format to print a
 
 
 @app.command()
+def tasks(as_json: AsJson = False) -> None:
+    """List what a study can score outputs by; a function of your own, as `file.py:function`, is a task too.
+
+    Example: `compresskit tasks`
+    """
+    from evaluators.tasks import TASKS
+
+    found = [(name, entry.about) for name, entry in TASKS.entries.items()]
+    if as_json:
+        print_json([{"name": name, "about": about} for name, about in found])
+        return
+    print_rows("Tasks", ["name", "score"], found)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what is installed, which kernels and CPU features are live, and what each missing extra would add.
 

@@ -79,6 +79,10 @@ def check(
     folder: Annotated[Path, typer.Argument(help="A folder that `compare` wrote.")],
     baseline: Annotated[Path | None, typer.Option(help="An earlier study's folder: accuracy is compared with its arms, answer by answer.")] = None,
     accuracy_drop: Annotated[float | None, typer.Option("--max-accuracy-drop", help="Points; against float32, or against --baseline.", min=0)] = None,
+    drop: Annotated[
+        float | None, typer.Option("--max-drop", help="How much worse any task's score may be: points of shares, percent of perplexity, else its unit.", min=0)
+    ] = None,
+    score: Annotated[float | None, typer.Option("--worst-score", help="The worst that a score may be: percent of shares, else its unit, as dB.")] = None,
     speedup: Annotated[float | None, typer.Option("--min-speedup", help="Times as fast as float32.", min=0)] = None,
     size: Annotated[str | None, typer.Option("--max-size", help="Of the file, as 6MB, 500kB or 4MiB.")] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Only arms of this name, as '*/int8-static/litert/*'; may be repeated.")] = None,
@@ -94,7 +98,7 @@ def check(
     from compress.units import parse_bytes
     from evaluators import gate
 
-    limits = gate.Limits(accuracy_drop, speedup, None if size is None else parse_bytes(size))
+    limits = gate.Limits(accuracy_drop, drop, score, speedup, None if size is None else parse_bytes(size))
     findings = gate.check(folder, limits, baseline, arm or ())
     if junit:
         gate.write_junit(findings, junit)

@@ -45,7 +45,7 @@ def derive(task: Task, kept: Kept, float32: Kept | None, labels: np.ndarray | No
 
 def flipped(task: Task, kept: Kept, float32: Kept) -> float:
     """Share of samples whose answer is not float32's."""
-    pairs = [(kept[name], float32[name]) for name in task.ANSWERS if name in kept]
+    pairs = [(kept[name], float32[name]) for name in kept if name.startswith(task.ANSWERS) and name in float32]
     return float(np.any([(a != b).reshape(len(a), -1).any(1) for a, b in pairs], axis=0).mean())
 
 
@@ -57,7 +57,7 @@ def score(mine: Scored, theirs: Scored | None, flipped: float | None) -> Score:
     values, weights = mine.values[has], mine.weights[has]
     count, right = len(values), metric.kind == "right"
     value = statistics.wilson(int(values.sum()), count) if right else shaped(metric, statistics.mean(values, weights))
-    worst = None if right else float(values.min() if metric.higher_is_better else values.max())
+    worst = None if right else shape(metric, float(values.min() if metric.higher_is_better else values.max()))
     if theirs is None:
         return Score(metric, count, value, *[None] * 7, worst)
     before = theirs.values[has]

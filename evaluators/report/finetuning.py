@@ -76,12 +76,16 @@ def verdict(document: Finetuning, row: Tuning) -> str:
         return f"{start}: {score(document, row)}." if row.score else f"{start}."
     found = row.comparison
     if found.p >= 0.05:
-        least = f"; a drop of {words.points(found.smallest, signed=False)} points would have been seen" if found.smallest else ""
+        least = f"; {smallest(document, found.smallest)} would have been seen" if found.smallest else ""
         return (
             f"{start}: {score(document, row)}, no difference from {found.against} shown ({difference(document, found)}, p = {words.p_value(found.p)}{least})."
         )
     side = "better" if found.better > found.worse else "worse"
     return f"{start}: {score(document, row)}, {side} than {found.against} ({difference(document, found)}, p = {words.p_value(found.p)})."
+
+
+def smallest(document: Finetuning, value: float) -> str:
+    return f"a drop of {words.points(value, signed=False)} points" if document.task == "classification" else f"a rise of {words.number(value)}"
 
 
 def recommendation(document: Finetuning, row: Tuning) -> str:

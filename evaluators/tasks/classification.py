@@ -1,26 +1,19 @@
-"""One class for each sample: the model's first output has a score for every class, labels are class numbers."""
+"""One class for each sample: the model's first output has a score for every class, labels are class numbers [samples]."""
 
 import numpy as np
 
 from compress.errors import InputError
 from evaluators.results import Metric
-from evaluators.tasks import Kept, Scored, once
+from evaluators.tasks import Kept, Scored, classes, once
 
 TOP1 = Metric("accuracy", "right", "%", noun="answer")
 TOP5 = Metric("top-5 accuracy", "right", "%", noun="answer")
-ANSWERS = ("answers",)
+ANSWERS = "answers"
 NO_ANSWER = -1  # where the scores hold NaN or infinity; equal to no label
 
 
 def check(labels: np.ndarray | None) -> np.ndarray:
-    """int64 [samples]."""
-    if labels is None or labels.ndim != 1:
-        raise InputError(f"classification needs labels [samples]; {'there are none' if labels is None else f'they are {list(labels.shape)}'}")
-    if not np.issubdtype(labels.dtype, np.integer) and labels.dtype != bool:
-        raise InputError(f"labels are of type {labels.dtype}: class numbers are integers")
-    if labels.min() < 0:
-        raise InputError(f"the label {labels.min()} is negative: class numbers start at 0")
-    return labels.astype(np.int64)
+    return classes(labels, ("samples",))
 
 
 def keep(outputs: list[np.ndarray], label: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -53,3 +53,9 @@ def beginnings(texts: list[str], limit: int) -> tuple[dict[str, np.ndarray], np.
     found = (tokenizer()(text).input_ids for text in texts)
     rows = np.array(list(islice((ids[: START + 1] for ids in found if len(ids) > START), limit)), np.int64)
     return {"input_ids": rows[:, :START]}, rows[:, START]
+
+
+def documents(limit: int = 64) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The first 128 tokens of test reviews that are longer, int64 [reviews, 128], which are their own labels."""
+    inputs, _ = beginnings(reviews()[:TEST], limit)
+    return inputs, inputs["input_ids"]

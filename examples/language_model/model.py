@@ -47,3 +47,18 @@ def tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(weights().parent, gguf_file=weights().name)
+
+
+class NextTokens(torch.nn.Module):
+    """Logits [batch, tokens, vocabulary] of the tokens after each of `input_ids` [batch, tokens]."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, use_cache=False).logits
+
+
+def next_tokens() -> NextTokens:
+    return NextTokens(load()).eval()

@@ -78,3 +78,10 @@ def train():
 def recovery(limit: int = 2048):
     """A part of the training reviews: what a compressed model needs to find its accuracy again."""
     return part(TEST + CALIBRATION, TEST + CALIBRATION + limit)
+
+
+def halves(limit: int = TEST):
+    """Held-out reviews cut in the middle, one half after the other; the two halves of a review have the same label."""
+    texts = [text.split() for text in reviews()[0][: (limit + 1) // 2]]
+    cut = [" ".join(part) for words in texts for part in (words[: len(words) // 2], words[len(words) // 2 :])]
+    return tokenize(cut[:limit]), np.arange(len(cut[:limit])) // 2

@@ -11,6 +11,13 @@ from torch import nn
 ADAPTER = Path(__file__).with_name("adapter.safetensors")
 
 
+def pooled(encoder: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The mean [batch, size] over the tokens that the mask shows."""
+    hidden = encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weight).sum(1) / weight.sum(1)
+
+
 class Classifier(nn.Module):
     """Logits [batch, 2] of token ids and attention mask, both [batch, tokens]."""
 
@@ -20,9 +27,7 @@ class Classifier(nn.Module):
         self.classifier = nn.Linear(encoder.config.hidden_size, 2)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return self.classifier((hidden * weight).sum(1) / weight.sum(1))
+        return self.classifier(pooled(self.encoder, input_ids, attention_mask))
 
 
 def pretrained() -> Classifier:
@@ -65,3 +70,19 @@ def hugging_face():
     model = ReviewClassifier(start.encoder.config)
     model.load_state_dict(start.state_dict())
     return model
+
+
+class Embedder(nn.Module):
+    """Embeddings [batch, 384] of token ids and attention mask, both [batch, tokens]: the mean over tokens."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return pooled(self.encoder, input_ids, attention_mask)
+
+
+def embedder() -> Embedder:
+    """MiniLM as it was trained: for embeddings."""
+    return Embedder(pretrained().encoder).eval()
