@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import reduce
 from hashlib import sha256
 from html.parser import HTMLParser
 from urllib.parse import parse_qs
@@ -17,8 +18,8 @@ from rich.console import Console
 
 from compress.recipe import built_in
 from evaluators import report as package
-from evaluators.report import charts, counts, drawing, files, html, markdown, reading, rows, terminal, words, write_reports
-from evaluators.results import Agreement, Arm, Estimate, Estimated, Gpu, Instructions, Results, TensorRow
+from evaluators.report import charts, counts, drawing, files, html, markdown, numbers, reading, recommending, rows, terminal, words, write_reports
+from evaluators.results import Agreement, Arm, Estimate, Estimated, Gpu, Instructions, Metric, Results, Score, TensorRow
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=https://evil.example/x onerror=alert(1)>|`]( javascript:x)*_{{7*7}}{%raw%}[bold red]\nnext"
 VOID = {"meta", "link", "input", "img", "br", "hr"}
@@ -392,6 +393,73 @@ def test_the_page_stays_small_and_says_what_it_left_out(study, page, monkeypatch
     assert "smaller ones, in results.json" in whole(text)
     assert "900 tensors" in whole(text)
     assert json.loads(rows.to_json(large))["arms"][0]["tensors"][0]["name"] == names[0]
+
+
+# Two arms side by side, other tasks, and what is recommended
+
+
+def test_every_number_of_an_arm_is_compared(study):
+    """Whoever gives an arm another number names it in numbers.py, or here with a reason."""
+    score = replace(study.arms[3].accuracy, worst=0.5, holm_p=0.5)
+    counted = {"instructions": Instructions(9, 1, 1, 1, 1, 1, 1, 2, 0.1, 2.0, "SDOT"), "agreement": Agreement(2, 4, 0.1, 1.0, False)}
+    other = replace(score, metric=replace(score.metric, title="top-5 accuracy"))
+    elsewhere = {"estimated": Estimated(1.0, 0.1, "a phone"), "gpu": Gpu(1, 2, 3, 4, 5.0, 6.0)}
+    arm = replace(study.arms[3], **counted, **elsewhere, accuracy=score, beside=(other,))
+    shown = {one.path for group in numbers.numbers((arm,)).values() for one in group}
+    apart = {"latency.block_medians_ms"}  # samples, which are on the arm's own page
+    parts = {name: getattr(arm, name) for name in ("size", "latency", "memory", "accuracy", "gpu", "instructions", "estimated", "agreement")}
+    found = {f"{name}.{field.name}" for name, part in parts.items() for field in fields(part)}
+    said = {path for path in found if isinstance(reduce(getattr, path.split("."), arm), str | bool | Metric)}
+    spread = {f"latency.percentiles_ms.{name}" for name in arm.latency.percentiles_ms}
+    assert (found - apart - said - {"latency.percentiles_ms"}) | spread <= shown
+    assert {path.replace("accuracy.", "beside.0.") for path in shown if path.startswith("accuracy.")} <= shown
+    assert {f"seconds.{name}" for name in arm.seconds} | {f"operators.{name}" for name in arm.operators} <= shown
+
+
+def measured_by(study: Results, metric: Metric, value) -> Results:
+    """The study with another score: `value` of an arm's place in it."""
+
+    def scored(place: int, arm: Arm) -> Arm:
+        if arm.accuracy is None:
+            return arm
+        reached, plain = value(place), arm.recipe == "float32"
+        change = None if plain or metric.kind == "likeness" else Estimate(0.02, -0.01, 0.05)
+        paired = [None] * 6 if plain else [7.0, change, 0.4, 20, 10, 0.5]
+        return replace(arm, accuracy=Score(metric, 50, Estimate(reached, reached - 0.1, reached + 0.1), *paired, None if plain else 0.04))
+
+    return replace(study, arms=tuple(scored(i, arm) for i, arm in enumerate(study.arms)))
+
+
+def test_another_task_is_called_by_its_name_and_judged_in_its_direction(study):
+    perplexity = Metric("perplexity", "perplexity", higher_is_better=False, noun="document")
+    found = measured_by(study, perplexity, lambda place: 10.0 - place % 7)
+    shown = Document(whole(html.page(found))).words()
+    assert "Perplexity against size" in shown and "7.000" in shown and "+2.00% [−1.00, +5.00]" in shown and "a rise under 4.00%" in shown
+    assert shown.count("Accuracy") == 1 and " points" not in shown.replace("zero points", "")  # the protocol tells of accuracy, as it was given
+    for chart in charts.charts(found):
+        assert (chart.y[0], chart.y[1]) != (0, 100) and "Perplexity" in json.dumps(drawing.page_specification(chart))
+        for panel in chart.panels:
+            heights = [charts.height(arm).value for arm in panel.front]
+            assert heights == sorted(heights, reverse=True)  # what costs more has to be better, that is lower
+
+
+def test_a_likeness_without_bounds_is_drawn_where_it_is_finite(study):
+    found = measured_by(study, Metric("SQNR", "likeness", "dB"), lambda place: float("inf") if place % 7 == 0 else 60.0 - place % 7)
+    shown = Document(whole(html.page(found))).words()
+    assert "SQNR, dB" in json.dumps([drawing.page_specification(chart) for chart in charts.charts(found)])
+    assert "50.0% of the outputs differ" in shown and not any(arm.recipe == "float32" for chart in charts.charts(found) for arm in chart.arms)
+
+
+def test_the_recommended_arm_is_small_not_slower_and_without_a_loss(study):
+    found = recommending.advice(list(study.arms))
+    able = [arm for arm in study.arms if reading.lossless(arm) and reading.counts_as_smaller(arm) and arm.latency.verdict != "slower"]
+    assert found.arm in able and found.arm.latency.median_ms.low <= min(arm.latency.median_ms.high for arm in able)
+    assert f"Of {len(able)} arms that are smaller than float32 and not slower" in found.why
+    slow = [replace(arm, latency=replace(arm.latency, verdict="slower")) if arm in able else arm for arm in study.arms]
+    assert "No arm is both smaller than float32 and as fast" in recommending.advice(slow).why
+    assert recommending.advice([arm for arm in study.arms if arm.recipe == "float32"]) is None
+    alone = [arm for arm in study.arms if arm not in able or arm is able[0]]
+    assert recommending.advice(alone).why.startswith("The only arm")
 
 
 # Files

@@ -86,7 +86,7 @@ class Chart:
 
     @property
     def slug(self) -> str:
-        return f"accuracy-{self.axis.key}"
+        return f"{self.metric.title.lower().replace(' ', '-')}-{self.axis.key}"
 
 
 def charts(results: Results, axes: Sequence[Axis] = AXES) -> list[Chart]:
@@ -118,7 +118,7 @@ def height(arm: Arm) -> Estimate:
 
 def panel(runtime: str, arms: list[Arm], axis: Axis, rival: list[dict]) -> Panel:
     best = front(arms, axis)
-    return Panel(runtime, tuple(arms), [row(arm, axis.read(arm), best.index(arm) if arm in best else None) for arm in arms], rival, tuple(best))
+    return Panel(runtime, tuple(arms), [row(arm, axis.read(arm), arm in best) for arm in arms], rival, tuple(best))
 
 
 def front(arms: list[Arm], axis: Axis) -> list[Arm]:
@@ -136,15 +136,14 @@ def goodness(arm: Arm) -> float:
     return score.value.value if score.metric.higher_is_better else -score.value.value
 
 
-def row(arm: Arm, x: Estimate, place: int | None) -> dict[str, Any]:
+def row(arm: Arm, x: Estimate, in_front: bool) -> dict[str, Any]:
     """Where an arm stands in a panel; `facts` has what does not depend on the axis."""
     return {
         "id": arm.id,
         "x": x.value,
         "x_low": x.low,
         "x_high": x.high,
-        "front": place is not None,
-        "lift": 14 if (place or 0) % 2 == 0 else -14,  # neighbours' labels stand below and above the line in turn; the first is the lowest
+        "front": in_front,
     }
 
 

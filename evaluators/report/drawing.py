@@ -71,13 +71,16 @@ def draw(chart: Chart, data, rival, ink: str, legend: bool):
 
 
 def front_labels(data, x, y, chart: Chart, ink: str):
-    """Names beside the front's points, on the side that has room."""
+    """Names on the better side of the front's points and to their left, where no arm can stand: it would beat them. At the left edge to their right."""
     import altair as alt
 
-    middle = (chart.x[0] * chart.x[1]) ** 0.5 if chart.log else sum(chart.x) / 2
-    look = {"align": alt.expr(f"datum.x > {middle} ? 'right' : 'left'"), "dx": alt.expr(f"datum.x > {middle} ? -7 : 7"), "dy": alt.expr("datum.lift")}
+    low, high = chart.x
+    edge = low * (high / low) ** 0.3 if chart.log else low + 0.3 * (high - low)
+    look = {"align": alt.expr(f"datum.x > {edge} ? 'right' : 'left'"), "dx": alt.expr(f"datum.x > {edge} ? -4 : 4")}
     named = alt.Chart(data).transform_filter("datum.front")
-    return named.mark_text(**look, baseline="middle", fontSize=10.5, color=ink).encode(x=x, y=y, text="recipe:N")
+    return named.mark_text(**look, dy=-12 if chart.metric.higher_is_better else 12, baseline="middle", fontSize=10.5, color=ink).encode(
+        x=x, y=y, text="recipe:N"
+    )
 
 
 def tooltips(chart: Chart) -> list:

@@ -7,6 +7,7 @@ async function drawPanel(place, specification, { rows: own, rival }) {
   const datasets = { arms: own.map((row) => ({ ...data.facts[row.id], ...row })), rival };
   const options = { ast: true, renderer: "svg", actions: false, tooltip: { disableDefaultStyle: true } };
   const { view } = await vegaEmbed(place, { ...specification, datasets }, options);
+  place.firstElementChild.setAttribute("aria-hidden", "true"); // `place` has the name of the whole
   view.addEventListener("click", (event, item) => data.arms[item?.datum?.id] && change({ view: "arm", arm: item.datum.id }, true));
 }
 
