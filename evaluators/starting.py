@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from compress.backends import backend_of, open_model
 from compress.errors import InputError
 from compress.network import InputSpec
 from compress.references import load_model
+from evaluators.artifacts import EXPORT
 from evaluators.report.files import write
+from evaluators.runtimes import RUNTIMES
 from evaluators.targets.cpu import Cpu
 
 STUDY = """\
@@ -58,9 +61,15 @@ def start_study(model: str, path: Path) -> list[Path]:
         raise InputError(f"{path} is there already; choose another name by --output")
     loaded, name = load_model(model, path.parent), Path(model.partition(":")[0]).stem.replace(".", "-")
     wanted = inputs_of(loaded)
-    text = STUDY.format(file=path.name, name=name, model=model, data="data.py", runtimes=", ".join(Cpu().runtimes()))
+    text = STUDY.format(file=path.name, name=name, model=model, data="data.py", runtimes=", ".join(runtimes_of(backend_of(loaded))))
     files = {path: text, path.with_name("data.py"): DATA.format(file=path.name, inputs=described(wanted))}
     return [write(file, text) for file, text in files.items() if not file.exists()]
+
+
+def runtimes_of(backend: str) -> list[str]:
+    """The runtimes of this CPU for which an exporter writes files of a backend's models."""
+    exporters = import_module(EXPORT.partition(":")[0]).EXPORTERS
+    return [name for name in Cpu().runtimes() if backend in exporters.load(RUNTIMES.load(name).EXPORTER).SOURCES]
 
 
 def inputs_of(model: Any) -> Sequence[InputSpec] | Sequence[str]:

@@ -114,8 +114,8 @@ def placements(plan: Plan, exporter: str, framework: str, allow_float: bool = Fa
     """How each tensor with a format will be stored by an exporter; Refused names every tensor that it cannot store."""
     module = EXPORTERS.load(exporter)
     if framework not in module.SOURCES:
-        known = " and ".join(BACKENDS.entries[name].about for name in module.SOURCES)
-        raise Refused(f"{EXPORTERS.name(exporter)} writes files of {known}; this model is of the backend {framework}")
+        others = ", ".join(name for name in EXPORTERS if framework in EXPORTERS.load(name).SOURCES)
+        raise Refused(f"{EXPORTERS.name(exporter)} takes no models of the backend {framework} ({BACKENDS.entries[framework].about}); these do: {others}")
     placed, refused = {}, []
     for decision in plan.compressed.values():
         try:

@@ -2,7 +2,9 @@
 
 import functools
 import random
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -124,7 +126,26 @@ def keras_cnn() -> Case:
     return Case(network, {network.inputs[0].name: data["input"]})
 
 
-CASES = {f.__name__: f for f in (torch_linear, torch_conv, torch_cnn, torch_text, keras_cnn)}
+def from_file(name: str, suffix: str) -> Case:
+    """A case through a file of its float32 model."""
+    import exporters
+    from compress.pipeline import compress
+
+    given = case(name)
+    with tempfile.TemporaryDirectory() as folder:
+        network = open_model(exporters.export(compress(given.network, "float32"), Path(folder) / f"float{suffix}").path)
+    return Case(network, {network.inputs[0].name: next(iter(given.data.values()))})
+
+
+def onnx_file() -> Case:
+    return from_file("torch_cnn", ".onnx")
+
+
+def tflite_file() -> Case:
+    return from_file("keras_cnn", ".tflite")
+
+
+CASES = {f.__name__: f for f in (torch_linear, torch_conv, torch_cnn, torch_text, keras_cnn, onnx_file, tflite_file)}
 
 
 @functools.cache

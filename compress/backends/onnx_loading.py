@@ -1,17 +1,16 @@
 """ONNX files as graphs of one form: one opset, constants as initializers, fixed shapes, batch norms folded."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+import onnxscript.optimizer
 from google.protobuf.message import DecodeError
-from onnxscript.rewriter.rules.common import _fuse_batchnorm
 
 from compress.backends.keras_in_torch import OPSET
+from compress.backends.onnx_folding import fold_batch_norms
 from compress.errors import InputError
 from compress.network import InputSpec
 from compress.samples import Data, samples
@@ -30,9 +29,13 @@ def load(path: Path, inputs: Data | None) -> tuple[ir.Model, tuple[InputSpec, ..
         model = change(model).model
     specs = specs_of(model.graph, inputs, path)
     notes += fixed(model, specs)
-    notes += folded(model)
     kernels = Counter(node.op_type for node in model.graph if node.op_type in QUANTIZED)
-    if kernels:
+    if not kernels:
+        onnxscript.optimizer.fold_constants_ir(model)  # of what an exporter left to be computed, shapes above all
+        model = passes.LiftConstantsToInitializersPass()(model).model
+        passes.RemoveUnusedNodesPass()(model)
+        notes += fold_batch_norms(model)
+    else:
         named = ", ".join(f"{count} {name}" for name, count in kernels.most_common())
         notes += (f"the file is quantized already ({named}): what those operators read stays as it is",)
     return model, specs, notes
@@ -107,36 +110,6 @@ def fixed(model: ir.Model, specs: tuple[InputSpec, ...]) -> tuple[str, ...]:
         value.shape = None
     passes.ShapeInferencePass()(model)
     return (f"open axes ({', '.join(opened)}) are fixed at {', '.join(str(list(spec.shape)) for spec in specs)}",)
-
-
-def folded(model: ir.Model) -> tuple[str, ...]:
-    """Folds batch norms into the layers before them, in place: by onnxscript's rules, on float64 constants as the other backends compute."""
-    norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
-    if not norms:
-        return ()
-    doubles = {value.name for value in model.graph.initializers.values() if value.dtype == ir.DataType.DOUBLE}
-    for value in {value for norm in norms for value in constants_around(norm)}:
-        value.const_value = ir.tensor(value.const_value.numpy().astype(np.float64))
-    count = _fuse_batchnorm.rules.apply_to_model(model)
-    for value in model.graph.initializers.values():
-        if value.name not in doubles and value.const_value.dtype == ir.DataType.DOUBLE:
-            narrow(value)
-    passes.RemoveUnusedNodesPass()(model)
-    left = len(norms) - count
-    notes = [f"{count} batch norms folded into the layers before them"] if count else []
-    return (*notes, *([f"{left} batch norms left as they are (not alone behind a convolution or linear layer)"] if left else []))
-
-
-def constants_around(norm: ir.Node) -> Iterator[ir.Value]:
-    before = norm.inputs[0].producer()
-    for value in (*norm.inputs[1:], *(() if before is None else before.inputs[1:])):
-        if value is not None and value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
-            yield value
-
-
-def narrow(value: ir.Value) -> None:
-    value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-    value.type = ir.TensorType(ir.DataType.FLOAT)
 
 
 def first_line(error: BaseException) -> str:

@@ -46,6 +46,7 @@ class OnnxNetwork:
     def session(self) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.x64quantprecision", "1")  # signed weights become unsigned where their products would saturate
         return onnxruntime.InferenceSession(ir.to_proto(self.model).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(self, inputs: Inputs) -> list[np.ndarray]:
