@@ -18,12 +18,16 @@ class Columns(griffe.Extension):
 
     def on_class_members(self, *, cls: griffe.Class, **kwargs: Any) -> None:
         parts = [cls.docstring.value] if cls.docstring else []
-        fields = {name: field for name, field in cls.attributes.items() if field.annotation is not None and "ClassVar" not in str(field.annotation)}
+        fields = {name: field for name, field in cls.attributes.items() if is_field(field)}
         if any(str(base).split(".")[-1] in DOCUMENTS for base in cls.bases):
             parts.append("Fields: " + ", ".join(f"`{name}`" for name in fields if not name.startswith("_")) + ".")
         parts.append("\n".join(f"- `{name}`: {said}" for name, field in fields.items() if (said := comment(field))))
         if any(parts):
             cls.docstring = griffe.Docstring("\n\n".join(filter(None, parts)), parent=cls)
+
+
+def is_field(attribute: griffe.Attribute) -> bool:
+    return attribute.annotation is not None and "ClassVar" not in str(attribute.annotation) and "property" not in attribute.labels
 
 
 def comment(field: griffe.Attribute) -> str:
