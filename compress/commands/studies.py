@@ -78,7 +78,7 @@ def check(
     accuracy_drop: Annotated[float | None, typer.Option("--max-accuracy-drop", help="Points; against float32, or against --baseline.", min=0)] = None,
     speedup: Annotated[float | None, typer.Option("--min-speedup", help="Times as fast as float32.", min=0)] = None,
     size: Annotated[str | None, typer.Option("--max-size", help="Of the file, as 6MB, 500kB or 4MiB.")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="Only arms of this name, as '*/int8-static/litert/*'; may be repeated.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only arms of this name, as `*/int8-static/litert/*`; may be repeated.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML.")] = None,
     as_json: AsJson = False,
 ) -> None:
