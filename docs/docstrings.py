@@ -1,4 +1,4 @@
-"""Docstrings of this project as Markdown: rows of a name, two or more spaces and its meaning become a list."""
+"""Docstrings of this project as Markdown: rows of a name, two or more spaces and its meaning become a list, and so do fields with a comment behind them."""
 
 import re
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import griffe
 
 ROW = re.compile(r"^(\S+(?:, \S+)*) {2,}(\S.*)$")
+DOCUMENTS = ("BaseModel", "Document", "Settings")  # whose fields a signature does not show
 
 
 class Columns(griffe.Extension):
@@ -14,6 +15,25 @@ class Columns(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring:
             obj.docstring.value = as_markdown(obj.docstring.value)
+
+    def on_class_members(self, *, cls: griffe.Class, **kwargs: Any) -> None:
+        parts = [cls.docstring.value] if cls.docstring else []
+        fields = {name: field for name, field in cls.attributes.items() if is_field(field)}
+        if any(str(base).split(".")[-1] in DOCUMENTS for base in cls.bases):
+            parts.append("Fields: " + ", ".join(f"`{name}`" for name in fields if not name.startswith("_")) + ".")
+        parts.append("\n".join(f"- `{name}`: {said}" for name, field in fields.items() if (said := comment(field))))
+        if any(parts):
+            cls.docstring = griffe.Docstring("\n\n".join(filter(None, parts)), parent=cls)
+
+
+def is_field(attribute: griffe.Attribute) -> bool:
+    return attribute.annotation is not None and "ClassVar" not in str(attribute.annotation) and "property" not in attribute.labels
+
+
+def comment(field: griffe.Attribute) -> str:
+    """What stands behind a field in its line."""
+    found = re.search(r"  # (?!noqa)(.+)$", field.source.splitlines()[-1]) if field.source else None
+    return found[1] if found else ""
 
 
 def as_markdown(text: str) -> str:

@@ -7,9 +7,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
+from compress.commands.schemas import json_schema
 from evaluators.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -149,6 +151,7 @@ def test_a_study_from_the_command_line(folder):
     assert first.returncode == 0, first.stderr
     for name in ("report.html", "report.md", "results.json", "results.csv", "study.sqlite"):
         assert (folder / "out" / name).stat().st_size
+    jsonschema.validate(json.loads((folder / "out" / "results.json").read_text()), json_schema("results"))
     before = (folder / "out" / "results.csv").read_bytes()
     again = command("compare", "study.yaml", "--out", "out", folder=folder)
     assert again.returncode == 0 and (folder / "out" / "results.csv").read_bytes() == before

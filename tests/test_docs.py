@@ -47,6 +47,7 @@ def test_python_runs(page, tmp_path):
     assert pages.run(page, tmp_path)
 
 
+@pytest.mark.slow
 def test_commands_print_what_is_shown(tmp_path):
     for name in WITH_OUTPUT:
         pages.run(ROOT / "docs" / name, tmp_path, console=lambda command, shown: compare(command, shown))

@@ -1,32 +1,20 @@
 """docs/lora.md: its blocks run in order, and both ways reach the same result."""
 
 import inspect
-import re
-import sys
-from pathlib import Path
 
 import numpy as np
+import pages
 import pytest
 
 from compress.finetune import lora
 
-ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/lora.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+PAGE = pages.ROOT / "docs/lora.md"
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The names that the page's blocks leave behind."""
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(ROOT / "examples/sentiment")
-    patch.chdir(tmp_path_factory.mktemp("page"))
-    names = {}
-    for block in BLOCKS:
-        exec(compile(block, "docs/lora.md", "exec"), names)
-    patch.undo()
-    for name in ("data", "model"):  # other examples have files of these names
-        del sys.modules[name]
-    return names
+    return pages.run(PAGE, tmp_path_factory.mktemp("page"), "examples/sentiment")
 
 
 def test_both_ways_reach_the_same_result(page):
@@ -38,7 +26,7 @@ def test_both_ways_reach_the_same_result(page):
 
 def test_the_page_shows_the_code_that_is_used():
     for shown in (lora.LoRALayer, lora.LinearWithLoRA):
-        assert any(inspect.getsource(shown) in f"{block}\n" for block in BLOCKS)
+        assert any(inspect.getsource(shown) in f"{block.text}\n" for block in pages.blocks(PAGE))
 
 
 def test_the_page_counts_right(page):

@@ -84,7 +84,7 @@ def check(
     score: Annotated[float | None, typer.Option("--worst-score", help="The worst that a score may be: percent of shares, else its unit, as dB.")] = None,
     speedup: Annotated[float | None, typer.Option("--min-speedup", help="Times as fast as float32.", min=0)] = None,
     size: Annotated[str | None, typer.Option("--max-size", help="Of the file, as 6MB, 500kB or 4MiB.")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="Only arms of this name, as '*/int8-static/litert/*'; may be repeated.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only arms of this name, as `*/int8-static/litert/*`; may be repeated.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML.")] = None,
     as_json: AsJson = False,
 ) -> None:
