@@ -19,6 +19,7 @@ from pages import PAGES, ROOT, blocks, commands, typed
 
 import compress
 import evaluators
+from benchmarks.__main__ import BENCHMARKS
 from compress import finetune, formats, sparsity
 from compress.backends import BACKENDS
 from compress.finetune.methods import NAMED
@@ -69,6 +70,8 @@ def test_commands_exist(page):
     for line, (program, *words) in commands(page):
         if program == "make":
             wrong += [f"{page.name}:{line}: no target {word}" for word in words if word not in targets]
+        elif program == "python":
+            wrong += [f"{page.name}:{line}: no benchmark {word}" for word in words[2:] if word not in BENCHMARKS]
         elif program == "compresskit":
             try:
                 parser([word for word in words if word != "--debug"], standalone_mode=False)
