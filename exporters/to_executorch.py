@@ -1,16 +1,19 @@
 """Writes an ExecuTorch .pte: XNNPACK's kernels with the core's own codes and scales, portable kernels for what XNNPACK does not take."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from compress.errors import ExportError, Refused
+from compress.formats import IntFormat, PerTensor
 from compress.numerics.storing import FORMAT
 from compress.pipeline import Compressed
+from compress.plan import Decision
 from exporters import METADATA_KEY, metadata, placements
-from exporters.executorch_placing import QUANTIZES, Choice
+from exporters.executorch_placing import PRODUCTS, QUANTIZES, Choice
 from exporters.executorch_placing import place as place
 from exporters.pte_file import contents_of, opened
 from exporters.pte_file import read as read
@@ -20,6 +23,25 @@ SUFFIX = ".pte"
 RUNTIME = "executorch"
 SOURCES = ("pytorch", "keras", "onnx")
 OWN_NUMBERS = False
+
+OPERATORS = {"dynamic": 1000, "static": 1100, "decode": 1000}  # bytes of operators, names and metadata for each compressed weight, as measured
+SCALING = 800  # and of what multiplies expanded codes by their scales
+TAP = 290  # and, of a convolution that is a product, of what takes the inputs under each tap of its kernel
+
+
+def overhead(decisions: Iterable[Decision], placed: Mapping[str, Choice]) -> int:
+    """Bytes that a file has for these weights beside the plan's: a scale for each output channel, also of one for all, and for each int32 bias."""
+    total = 0
+    for decision in (d for d in decisions if d.format):
+        way, integers = placed[decision.name].way, isinstance(decision.format, IntFormat)
+        total += OPERATORS[way] + (SCALING if integers and way == "decode" else 0)
+        if way == "decode" and decision.kind in PRODUCTS:
+            total += TAP * prod(decision.shape[2:])
+        if way != "decode" and isinstance(decision.format.granularity, PerTensor):
+            total += 4 * decision.shape[0]
+        if way == "static":
+            total += 4 * decision.shape[0]
+    return total
 
 
 def write(small: Compressed, path: Path) -> tuple[str, ...]:

@@ -13,20 +13,26 @@ TRIALS = 3  # runs of the float model whose fastest stands for a sample
 
 @dataclass(frozen=True)
 class Foreseen:
-    """An arm before any work. size_bytes: of the file without the model's graph; None where its exporter says nothing of it. reason: why it is refused."""
+    """An arm before any work.
+
+    timed       whether its target has a clock that counts
+    size_bytes  of the file without the model's graph; None where its exporter says nothing of it
+    reason      why it is refused
+    """
 
     id: str
+    timed: bool
     size_bytes: int | None
     reason: str = ""
 
 
 def foresee(study: Any, tell: Callable[[str], None]) -> Iterator[tuple[list[Foreseen], float]]:
-    """For each model its arms, and the seconds that measuring them will take by the float model's own time for a sample."""
+    """For each model its arms, and the seconds that those that are timed will take by the float model's own time for a sample."""
     for model in study.models:
         tell(f"opening {model}")
         network, sample_seconds = opened(study, model)
         arms = list(arms_of(study, model, network, tell))
-        timing, left = study.latency, sum(not arm.reason for arm in arms)
+        timing, left = study.latency, sum(arm.timed and not arm.reason for arm in arms)
         block = max(timing.seconds, timing.runs * sample_seconds)
         yield arms, left * (study.samples * sample_seconds + 2 * timing.warmup_seconds + timing.blocks * block)
 
@@ -57,23 +63,27 @@ def arms_of(study: Any, model: str, network: Any, tell: Callable[[str], None]) -
     from evaluators.runtimes import RUNTIMES
     from evaluators.study import matrix
 
-    files, targets = Files(network, tell), study.opened_targets()
+    files, targets, told = Files(network), study.opened_targets(), set()
     for arm in matrix(study, EXPORT):
         if arm.model != model:
             continue
+        target = targets[arm.target]
+        if arm.recipe.name not in told:
+            told.add(arm.recipe.name)
+            tell(f"planning {arm.recipe.name}")
         try:
             exporter = arm.label.exporter or RUNTIMES.load(arm.label.runtime).EXPORTER
-            targets[arm.target].refuse(arm.label.runtime or exporters.EXPORTERS.load(exporter).RUNTIME, study.threads)
-            yield Foreseen(arm.id, files.size_bytes(arm.recipe, exporter))
+            target.refuse(arm.label.runtime or exporters.EXPORTERS.load(exporter).RUNTIME, study.threads)
+            yield Foreseen(arm.id, not target.untimed, files.size_bytes(arm.recipe, exporter))
         except CompressError as error:
-            yield Foreseen(arm.id, None, str(error))
+            yield Foreseen(arm.id, not target.untimed, None, str(error))
 
 
 class Files:
     """What would be written of one network. Arms on several targets share a file, files of several exporters a plan."""
 
-    def __init__(self, network: Any, tell: Callable[[str], None]):
-        self.network, self.weights, self.tell = network, network.weights(), tell
+    def __init__(self, network: Any):
+        self.network, self.weights = network, network.weights()
         self.plans: dict[str, Any] = {}
         self.sizes: dict[tuple[str, str], int | None] = {}
 
@@ -83,7 +93,6 @@ class Files:
         from compress.plan import plan
 
         if recipe.id not in self.plans:
-            self.tell(f"planning {recipe.name}")
             self.plans[recipe.id] = plan(self.weights, recipe)
         if (recipe.id, exporter) not in self.sizes:
             decided = self.plans[recipe.id]
@@ -109,8 +118,10 @@ def show(study: Any, as_json: bool) -> None:
         console.print(f"\n{len(refused)} refused: {reason}", markup=False, highlight=False)
         console.print(", ".join(arm.id for arm in refused), style="dim", markup=False, highlight=False)
     trains = [recipe.name for recipe in study.loaded_recipes() if recipe.trains]
+    emulated = " and emulated arms" if not all(arm.timed for arm in arms) else ""
     console.print(
-        f"\n{len(arms)} arms, {sum(bool(arm.reason) for arm in arms)} of them refused. Measuring takes about {words.seconds(total)}; exports come on top"
-        f"{', and the training of ' + ', '.join(trains) if trains else ''}. Sizes are without the model's own graph. Nothing was written.",
+        f"\n{len(arms)} arms, {sum(bool(arm.reason) for arm in arms)} of them refused. Measuring takes about {words.seconds(total)}; "
+        f"exports{emulated} come on top{', and the training of ' + ', '.join(trains) if trains else ''}. "
+        "Sizes are without the model's own graph. Nothing was written.",
         highlight=False,
     )
