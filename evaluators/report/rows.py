@@ -11,7 +11,7 @@ from evaluators.report.counts import CLASSES
 from evaluators.report.reading import is_simulated, loss
 from evaluators.results import Arm, Estimate, Gpu, Results
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # since scores of other tasks than classification
 SIZE_UNITS = {"payload": "payload_bytes", "scales": "scales_bytes", "zero_points": "zero_points_bytes", "graph": "graph_bytes"}
 
 

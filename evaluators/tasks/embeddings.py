@@ -10,8 +10,8 @@ from compress.errors import InputError
 from evaluators.results import Metric
 from evaluators.tasks import Kept, Scored, classes, finite, once
 
-RECALL = {k: Metric(f"recall@{k}", "right", "%", noun="query") for k in (1, 10)}
-RANK = Metric("mean reciprocal rank", noun="query")
+RECALL = {k: Metric(f"recall@{k}", "right", "%", noun="sample") for k in (1, 10)}
+RANK = Metric("mean reciprocal rank", noun="sample")
 COSINE = Metric("cosine similarity", "likeness", noun="embedding")
 ANSWERS = "embeddings"
 ROWS = 256  # queries at a time
