@@ -1,5 +1,6 @@
 """What a study found: the rows that every report is made of. Raw samples live in study.sqlite; these are derived from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -167,6 +168,10 @@ class Agreement:
     bit_equal: bool
 
 
+BREAKS_DB = 10.0
+"""A layer breaks where its output has less: noise above a tenth of the signal. A 4-bit weight alone costs 18 to 20 dB, which models bear."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """How far a layer's numbers are from float32's, in dB of signal to quantization noise; None where it was not measured."""
@@ -175,6 +180,11 @@ class Layer:
     weight_db: float | None  # its weight, as the file's consumer decodes it
     output_db: float | None  # its output, with everything before it compressed too
     alone_db: float | None  # the model's output, with this layer alone compressed
+
+
+def first_break(layers: Sequence[Layer]) -> Layer | None:
+    """The first in the order of computation whose output has less than BREAKS_DB."""
+    return next((layer for layer in layers if layer.output_db is not None and layer.output_db < BREAKS_DB), None)
 
 
 @dataclass(frozen=True)
