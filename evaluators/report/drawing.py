@@ -86,7 +86,9 @@ def front_labels(data, x, y, chart: Chart, ink: str):
 def tooltips(chart: Chart) -> list:
     import altair as alt
 
-    titles = {"arm": "Arm"} | {name: name for name in SAID} | {"Score": words.capital(chart.metric.title)}
+    told = [facts(arm) for arm in chart.arms]
+    known = [name for name in SAID if any(one[name] != words.NOTHING for one in told)]
+    titles = {"arm": "Arm"} | {name: name for name in known} | {"Score": words.capital(chart.metric.title)}
     return [alt.Tooltip(f"{name}:N", title=title) for name, title in titles.items()]
 
 

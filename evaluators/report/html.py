@@ -13,12 +13,12 @@ from shlex import quote
 from urllib.parse import urlencode
 
 from evaluators.report import charts, counts, drawing, reading, words
-from evaluators.report.layers import first_break, layer_rows
+from evaluators.report.layers import layer_rows
 from evaluators.report.numbers import bits_per_weight, numbers
 from evaluators.report.recommending import advice
 from evaluators.report.rows import finite, flat
 from evaluators.report.verdicts import verdict
-from evaluators.results import Arm, Estimate, Results, TensorRow
+from evaluators.results import BREAKS_DB, Arm, Estimate, Results, TensorRow, first_break
 
 LARGEST_BYTES = 3_000_000
 TEMPLATES = files("evaluators.report") / "templates"
@@ -117,7 +117,7 @@ def environment():
     made.filters |= {"target": lambda name: words.TARGET_NAMES.get(name, name), "day": lambda created: created[:16].replace("T", " ")}
     made.filters |= {"db": lambda value: words.NOTHING if value is None else f"{value:.1f}"}
     made.globals |= {"reading": reading, "counts": counts, "flat": flat, "words": words, "verdict": verdict}
-    made.globals |= {"first_break": first_break, "bits_per_weight": bits_per_weight}
+    made.globals |= {"first_break": first_break, "breaks_db": BREAKS_DB, "bits_per_weight": bits_per_weight}
     return made
 
 

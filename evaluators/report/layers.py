@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from evaluators.results import Arm, Layer
+from evaluators.results import Arm, Layer, first_break
 
-BREAKS_DB = 20.0  # noise of a tenth of the signal's amplitude
 SHOWN = (("weight_db", "weight"), ("output_db", "output"), ("alone_db", "alone"))
 
 
@@ -15,15 +14,10 @@ class LayerRow:
     breaks: bool
 
 
-def first_break(arm: Arm) -> Layer | None:
-    """The first layer in order whose output, with everything before it compressed, has less than BREAKS_DB."""
-    return next((layer for layer in arm.layers if layer.output_db is not None and layer.output_db < BREAKS_DB), None)
-
-
 def layer_rows(arm: Arm, most: int) -> list[LayerRow]:
     """An arm's layers in the order of computation; the `most` with the worst outputs where there are more."""
     worst = {id(layer) for layer in sorted(arm.layers, key=error)[:most]}
-    broken = first_break(arm)
+    broken = first_break(arm.layers)
     highest = max((value for layer in arm.layers for key, _ in SHOWN if (value := getattr(layer, key)) is not None), default=1.0)
     shown = [layer for layer in arm.layers if id(layer) in worst or layer is broken]
     return [LayerRow(layer, marks(layer, highest), layer is broken) for layer in shown]
