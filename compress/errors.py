@@ -21,6 +21,14 @@ class InputError(CompressError, ValueError):
     """A model, weight or calibration sample that cannot be used."""
 
 
+class OpenShapes(InputError):
+    """A model that leaves axes of its inputs open, without data that tells them. `inputs` are (name, shape with None where it is open, dtype)."""
+
+    def __init__(self, message: str, inputs: tuple[tuple[str, tuple[int | None, ...], str], ...]):
+        super().__init__(message)
+        self.inputs = inputs
+
+
 class Refused(CompressError):
     """A runtime or exporter cannot do what the plan asks; the reason is the message. Nothing is written."""
 

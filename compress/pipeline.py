@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.backends import open_model
+from compress.backends import BACKENDS, FILES, open_model
 from compress.card import Card
 from compress.errors import InputError
 from compress.network import Network
@@ -82,13 +82,6 @@ def compress(
     return Compressed(work.network, recipe, work.plan, encoded, calibration if decided.static else None, work.kept)
 
 
-NEEDS = {
-    "train": "trains",
-    "channel_groups": "takes channels out of layers",
-    "second_moments": "ranks weights by what their layers see",
-}
-
-
 def need_data(recipe: Recipe, decided: Plan, network: Network, calibration: Data | None, training: Training | None) -> None:
     """InputError where a step needs data that was not given, or what the framework lacks, before any work."""
     if decided.static:
@@ -96,13 +89,11 @@ def need_data(recipe: Recipe, decided: Plan, network: Network, calibration: Data
             raise InputError(f"recipe {recipe.name!r} has static activations: give `calibration`, some 100 typical inputs")
         next(samples(calibration, network.inputs))
     for index, step in enumerate(recipe.steps):
-        needed = ("train",) * bool(step.train) + ("channel_groups",) * (step.kind == "channels") + ("second_moments",) * getattr(step, "needs_moments", False)
-        lacking = [NEEDS[name] for name in needed if not hasattr(network, name)]
-        if lacking:
-            raise InputError(
-                f"recipe {recipe.name!r}, steps.{index} {lacking[0]}, which a network from a .{network.framework} file cannot: "
-                "give the PyTorch or Keras model that the file was made from"
-            )
+        needs = {"trains": step.train, "takes channels out": step.kind == "channels", "looks at what layers see": getattr(step, "needs_moments", False)}
+        wanted = next((words for words, needed in needs.items() if needed), None)
+        if wanted and network.framework in FILES:
+            about = BACKENDS.entries[network.framework].about
+            raise InputError(f"recipe {recipe.name!r}, steps.{index} {wanted}, and {about} only compute: give the model that the file was made from")
         if step.kind == "cluster" and (reason := step.untrainable(network.framework)):
             raise InputError(f"recipe {recipe.name!r}, steps.{index}: {reason}")
     trains = [f"steps.{index}" for index, step in enumerate(recipe.steps) if step.train]

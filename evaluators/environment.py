@@ -15,7 +15,7 @@ FLAGS = (
 PACKAGES = {
     "tensorflow": ("tensorflow", "keras", "ai-edge-litert", "litert-torch", "litert-quantizer"),
     "torch": ("torch", "torchao", "litert-torch"),
-    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript", "onnx2torch"),
     "executorch": ("executorch", "torch", "torchao"),
 }
 """Packages of each extra whose version can change what is measured."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.backends import backend_of, open_model
-from compress.errors import InputError
+from compress.errors import InputError, OpenShapes
 from compress.network import InputSpec
 from compress.references import load_model
 from evaluators.artifacts import EXPORT
@@ -75,11 +75,15 @@ def runtimes_of(backend: str) -> list[str]:
 def inputs_of(model: Any) -> Sequence[InputSpec] | Sequence[str]:
     """A model's inputs; of PyTorch models in code, which do not know their shapes, the names."""
     if isinstance(model, str | Path) or backend_of(model) != "pytorch":
-        return open_model(model).inputs
+        try:
+            return open_model(model).inputs
+        except OpenShapes as error:
+            return [InputSpec(*given) for given in error.inputs]
     return list(inspect.signature(model.forward).parameters)
 
 
 def described(inputs: Sequence[InputSpec] | Sequence[str]) -> str:
     if all(isinstance(one, str) for one in inputs):
         return f"arrays [samples, ...] by the names that forward has, {', '.join(inputs)}"
-    return ", ".join(f"{one.name} {one.dtype} [samples{''.join(f', {n}' for n in one.shape[1:])}]" for one in inputs)
+    shapes = [", ".join(["samples", *(str(n or "?") for n in one.shape[1:])]) for one in inputs]
+    return ", ".join(f"{one.name} {one.dtype} [{shape}]" for one, shape in zip(inputs, shapes, strict=True))

@@ -69,7 +69,7 @@ def refusal(exporter: str, recipe: str, name: str) -> str | None:
     if (exporter, name) == ("onnx", "tflite_file"):
         return "takes no models of the backend litert"
     if exporter == "litert-converter" and not name.startswith("keras"):
-        return "Keras"
+        return "takes no models of the backend pytorch"
     if exporter == "safetensors":
         return ""  # it writes Hugging Face models: test_checkpoints.py has its laws
     if exporter == "gguf" and recipe not in ("float32", "float16"):

@@ -140,7 +140,7 @@ def test_a_quantized_file_is_measured_as_it_is(tmp_path):
 def test_what_only_a_framework_can_do_is_refused_before_work(normed):
     network = open_model(normed[1])
     for recipe, said in {"qat-int8": "trains", "prune-channels30": "trains"}.items():
-        with pytest.raises(InputError, match=f"{said}, which a network from a .onnx file cannot"):
+        with pytest.raises(InputError, match=f"{said}, and .onnx files only compute: give the model that the file was made from"):
             compress(network, recipe, calibration=noise(3, 8, 8))
 
 

@@ -119,3 +119,22 @@ def test_shards_outside_of_the_folder(bert, tmp_path):
 def test_an_opened_network_is_itself(bert):
     network = open_model(bert[0])
     assert open_model(network) is network
+
+
+@pytest.mark.parametrize("name", ["bert", "open.onnx"])
+def test_init_writes_a_study_for_a_file(bert, tmp_path, name):
+    import onnx
+    from onnx import TensorProto, helper
+
+    from evaluators.starting import start_study
+    from evaluators.study import Study
+
+    changed(bert[0], tmp_path / "bert")
+    given, made = (helper.make_tensor_value_info(end, TensorProto.FLOAT, ["batch", "steps", 6]) for end in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "open", [given], [made])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "open.onnx")
+    start_study(str(tmp_path / name), tmp_path / "study.yaml")
+    study = Study.load(tmp_path / "study.yaml")
+    assert "onnxruntime" in study.runtimes and len(study.models) == 1
+    wanted = {"bert": "input_ids int64 [samples, 16], attention_mask int64 [samples, 16]", "open.onnx": "x float32 [samples, ?, 6]"}
+    assert wanted[name] in (tmp_path / "data.py").read_text()

@@ -20,6 +20,9 @@ BACKENDS = Registry(
     aliases={"torch": "pytorch", "tensorflow": "keras", "tf": "keras"},
 )
 
+FILES = ("onnx", "litert")
+"""Backends whose networks compute and give their weights, and can do no more: they have no gradients, and nobody looks inside."""
+
 SUFFIXES = {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".onnx": "onnx", ".tflite": "litert", ".pt2": "pytorch"}
 FOLDERS = {"saved_model.pb": "keras", "config.json": "pytorch"}  # by a file that lies in them
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")

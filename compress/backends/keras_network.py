@@ -15,7 +15,7 @@ from compress.backends.keras_folding import fold_batch_norms
 from compress.backends.keras_layouts import Slot, slots, unknown_layers
 from compress.backends.keras_loading import load
 from compress.channels import Group
-from compress.errors import InputError
+from compress.errors import InputError, OpenShapes
 from compress.network import Inputs, InputSpec, Weight
 from compress.samples import Data, samples
 from compress.training import Course
@@ -134,7 +134,8 @@ def input_specs(model: keras.Model, inputs: Data | None) -> tuple[tuple[InputSpe
         return specs, structure
     if inputs is None:
         given = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in specs)
-        raise InputError(f"the Keras model {model.name!r} leaves input shapes open ({given}): give `inputs` (or `calibration`), at least one sample")
+        told = tuple((spec.name, spec.shape, spec.dtype) for spec in specs)
+        raise OpenShapes(f"the Keras model {model.name!r} leaves input shapes open ({given}): give `inputs` (or `calibration`), at least one sample", told)
     first = next(samples(inputs, specs))
     return tuple(InputSpec(spec.name, first[spec.name].shape, spec.dtype) for spec in specs), structure
 

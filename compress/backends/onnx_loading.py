@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 
 from compress.backends.keras_in_torch import OPSET
 from compress.backends.onnx_folding import fold_batch_norms
-from compress.errors import InputError
+from compress.errors import InputError, OpenShapes
 from compress.network import InputSpec
 from compress.samples import Data, samples
 
@@ -89,7 +89,8 @@ def specs_of(graph: ir.Graph, inputs: Data | None, path: Path) -> tuple[InputSpe
     if inputs is None:
         unknown = [f"{value.name} {value.shape}" for value in graph.inputs if None in shapes[value.name]]
         if unknown:
-            raise InputError(f"{path} leaves axes open ({', '.join(unknown)}): give `inputs` or `calibration`, whose first sample tells them")
+            told = tuple((spec.name, spec.shape, spec.dtype) for spec in specs)
+            raise OpenShapes(f"{path} leaves axes open ({', '.join(unknown)}): give `inputs` or `calibration`, whose first sample tells them", told)
         return specs
     sample = next(samples(inputs, specs))
     for spec in specs:
