@@ -1,5 +1,6 @@
 """The command line `compresskit`."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -16,6 +17,7 @@ for group in GROUPS:
 def main() -> None:
     """Runs the command line; errors that we raise on purpose become one message and exit code 2 (1 for a failed export), with `--debug` their trace."""
     given = sys.argv[1:]
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's wheels since 1.32 upload usage otherwise
     try:
         app([word for word in given if word != "--debug"])
     except (CompressError, OSError) as error:
