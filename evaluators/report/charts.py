@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log
 from typing import Any
 
 from evaluators.report import words
@@ -10,6 +10,8 @@ from evaluators.report.numbers import bits_per_weight
 from evaluators.report.reading import Group, against_words, groups, is_simulated, label, loss, metric
 from evaluators.results import Arm, Estimate, Metric, Results
 
+LETTER, LEFT_EDGE = 0.023, 0.3  # of a panel's width: a letter of a name beside a point, and from where names stand left of their points
+LEAST_SPAN = 2.5  # points: nearer to the best, no arm is far off
 LOG_FROM = 5  # an axis whose largest value is this many times its smallest is logarithmic
 
 
@@ -58,6 +60,7 @@ class Panel:
     rows: list[dict[str, Any]]
     rival: list[dict[str, Any]]  # the front over all runtimes
     front: tuple[Arm, ...]
+    outside: tuple[Arm, ...]  # so much worse than the others that they are drawn at the edge of the scale
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,19 @@ def chart(group: Group, axis: Axis, arms: list[Arm]) -> Chart:
     shown = [arm for arm in arms if scored(arm) and axis.read(arm)]
     best = front(shown, axis)
     rival = [{"x": axis.read(arm).value, "y": height(arm).value} for arm in best]
+    x, inside = x_range([axis.read(arm) for arm in shown]), [arm for arm in shown if not far_off(arm, shown)]
     runtimes = dict.fromkeys(arm.runtime for arm in shown)
-    panels = tuple(panel(runtime, [arm for arm in shown if arm.runtime == runtime], axis, rival) for runtime in runtimes)
+    panels = tuple(panel(runtime, [arm for arm in shown if arm.runtime == runtime], axis, rival, x, inside) for runtime in runtimes)
     recipes = tuple(dict.fromkeys(arm.recipe for arm in arms))
-    return Chart(group, axis, metric(arms), recipes, x_range([axis.read(arm) for arm in shown]), y_range([height(arm) for arm in shown], metric(arms)), panels)
+    return Chart(group, axis, metric(arms), recipes, x, y_range([height(arm) for arm in inside], metric(arms)), panels)
+
+
+def far_off(arm: Arm, arms: list[Arm]) -> bool:
+    """Whether a share lies so far below the others that one scale would show nothing of them: 4 times as far below the best as three quarters of them."""
+    if arm.accuracy.metric.unit != "%" or not arm.accuracy.metric.higher_is_better:
+        return False
+    values = sorted(height(one).value for one in arms)
+    return values[-1] - height(arm).value > 4 * max(values[-1] - values[len(values) // 4], LEAST_SPAN)
 
 
 def scored(arm: Arm) -> bool:
@@ -116,9 +128,28 @@ def height(arm: Arm) -> Estimate:
     return Estimate(factor * score.value, factor * score.low, factor * score.high)
 
 
-def panel(runtime: str, arms: list[Arm], axis: Axis, rival: list[dict]) -> Panel:
+def panel(runtime: str, arms: list[Arm], axis: Axis, rival: list[dict], x: tuple[float, float], inside: list[Arm]) -> Panel:
     best = front(arms, axis)
-    return Panel(runtime, tuple(arms), [row(arm, axis.read(arm), arm in best) for arm in arms], rival, tuple(best))
+    labels = named([arm for arm in best if arm in inside], axis, x)
+    rows = [row(arm, axis.read(arm), arm in best, arm in labels) for arm in arms]
+    return Panel(runtime, tuple(arms), rows, rival, tuple(best), tuple(arm for arm in arms if arm not in inside))
+
+
+def named(best: list[Arm], axis: Axis, x: tuple[float, float]) -> list[Arm]:
+    """Those of a front, from small to large, whose names do not overlap: they stand left of their points, at the left edge right of them."""
+    found, last = [], -1.0
+    for arm in best:
+        place, width = share(axis.read(arm).value, x), LETTER * len(arm.recipe)
+        begin, end = (place - width, place) if place > LEFT_EDGE else (place, place + width)
+        if begin > last:
+            found.append(arm)
+            last = end
+    return found
+
+
+def share(value: float, x: tuple[float, float]) -> float:
+    """How far from left to right a value stands on a horizontal axis, 0 to 1."""
+    return log(value / x[0]) / log(x[1] / x[0]) if is_log(*x) else (value - x[0]) / (x[1] - x[0])
 
 
 def front(arms: list[Arm], axis: Axis) -> list[Arm]:
@@ -136,7 +167,7 @@ def goodness(arm: Arm) -> float:
     return score.value.value if score.metric.higher_is_better else -score.value.value
 
 
-def row(arm: Arm, x: Estimate, in_front: bool) -> dict[str, Any]:
+def row(arm: Arm, x: Estimate, in_front: bool, named: bool) -> dict[str, Any]:
     """Where an arm stands in a panel; `facts` has what does not depend on the axis."""
     return {
         "id": arm.id,
@@ -144,6 +175,7 @@ def row(arm: Arm, x: Estimate, in_front: bool) -> dict[str, Any]:
         "x_low": x.low,
         "x_high": x.high,
         "front": in_front,
+        "named": named,
     }
 
 

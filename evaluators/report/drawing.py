@@ -4,7 +4,7 @@ from math import floor, log10
 from typing import Any
 
 from evaluators.report import words
-from evaluators.report.charts import SAID, Chart, Panel, facts
+from evaluators.report.charts import LEFT_EDGE, SAID, Chart, Panel, facts
 
 # Okabe and Ito's colours, told apart with every common colour blindness; each comes with a shape of its own. The first is for float32.
 COLORS = ("#868d95", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#a08c00")
@@ -35,7 +35,9 @@ def scale_y(chart: Chart):
 
     about = chart.metric
     title = f"{words.capital(about.title)}, {about.unit}" if about.unit else words.capital(about.title)
-    return alt.Y("y:Q", title=title, scale=alt.Scale(domain=list(chart.y), type="log" if chart.log_y else "linear", nice=False), axis=alt.Axis(**Y_AXIS))
+    return alt.Y(
+        "y:Q", title=title, scale=alt.Scale(domain=list(chart.y), type="log" if chart.log_y else "linear", nice=False, clamp=True), axis=alt.Axis(**Y_AXIS)
+    )
 
 
 def draw(chart: Chart, data, rival, ink: str, legend: bool):
@@ -75,9 +77,9 @@ def front_labels(data, x, y, chart: Chart, ink: str):
     import altair as alt
 
     low, high = chart.x
-    edge = low * (high / low) ** 0.3 if chart.log else low + 0.3 * (high - low)
+    edge = low * (high / low) ** LEFT_EDGE if chart.log else low + LEFT_EDGE * (high - low)
     look = {"align": alt.expr(f"datum.x > {edge} ? 'right' : 'left'"), "dx": alt.expr(f"datum.x > {edge} ? -4 : 4")}
-    named = alt.Chart(data).transform_filter("datum.front")
+    named = alt.Chart(data).transform_filter("datum.named")
     return named.mark_text(**look, dy=-12 if chart.metric.higher_is_better else 12, baseline="middle", fontSize=10.5, color=ink).encode(
         x=x, y=y, text="recipe:N"
     )
@@ -123,11 +125,16 @@ def still(chart: Chart) -> str:
     import vl_convert
 
     ink, size = "#30363d", {"width": 330, "height": 230}
-    panels = [still_panel(chart, panel, ink).properties(**size, title=words.runtime_name(panel.runtime)) for panel in chart.panels]
+    panels = [still_panel(chart, panel, ink).properties(**size, title=panel_title(panel)) for panel in chart.panels]
     axis = {"labelColor": ink, "titleColor": ink, "gridColor": "#e6e8eb", "domain": False, "tickColor": "#c9ced4", "titleFontWeight": 500}
     look = {"background": "white", "padding": 14, "font": "Helvetica, Arial, sans-serif", "view": {"stroke": None}, "axis": axis}
     drawn = alt.concat(*panels, columns=2, spacing=24).configure(**look, title={"color": ink, "anchor": "start", "offset": 12})
     return vl_convert.vegalite_to_svg(drawn.to_dict(), vl_version=vega_lite_version())
+
+
+def panel_title(panel: Panel) -> dict[str, Any]:
+    about = [f"{arm.recipe} {words.in_unit(arm.accuracy.value.value, arm.accuracy.metric)}" for arm in panel.outside]
+    return {"text": words.runtime_name(panel.runtime)} | ({"subtitle": f"Below the scale: {', '.join(about)}"} if about else {})
 
 
 def still_panel(chart: Chart, panel: Panel, ink: str):

@@ -1,5 +1,6 @@
 """What the rows allow one to say: which arms lost accuracy, which count as small or fast, and the best of them in words."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -143,7 +144,9 @@ def smallest(arms: list[Arm]) -> Pick | None:
 
 
 def fastest(arms: list[Arm]) -> Pick | None:
-    able = [arm for arm in arms if lossless(arm) and counts_as_faster(arm)]
+    """Faster than float32 on its own runtime and on the others: an arm that doubles a slow runtime's speed is not the fastest."""
+    quickest = min((arm.latency.median_ms.value for arm in arms if is_baseline(arm) and arm.latency), default=math.inf)
+    able = [arm for arm in arms if lossless(arm) and counts_as_faster(arm) and arm.latency.median_ms.value < quickest]
     if not able:
         return leanest(arms)
     best = min(able, key=lambda arm: arm.latency.median_ms.value)
@@ -152,8 +155,9 @@ def fastest(arms: list[Arm]) -> Pick | None:
 
 
 def leanest(arms: list[Arm]) -> Pick | None:
-    """The fewest instructions, where arms were counted instead of timed."""
-    able = [arm for arm in arms if lossless(arm) and counts_as_leaner(arm)]
+    """The fewest instructions, where arms were counted instead of timed; fewer than float32's on any runtime."""
+    fewest = min((arm.instructions.total for arm in arms if is_baseline(arm) and arm.instructions), default=math.inf)
+    able = [arm for arm in arms if lossless(arm) and counts_as_leaner(arm) and arm.instructions.total < fewest]
     if not able:
         return None
     best = min(able, key=lambda arm: arm.instructions.total)

@@ -35,7 +35,8 @@ def speed_words(arm: Arm) -> str:
         return f"{words.factor(inverse.value)} slower {words.interval(inverse, words.times)}"
     if arm.latency.verdict == "faster":
         return f"{words.factor(found.value)} faster {words.interval(found, words.times)}"
-    return f"no difference in speed shown ({words.times(found.value)} {words.interval(found, words.times)})"
+    noise = f", noise floor {words.reach(arm.latency.noise)}" if arm.latency.noise and not found.low <= 1 <= found.high else ""
+    return f"no difference in speed shown ({words.times(found.value)} {words.interval(found, words.times)}{noise})"
 
 
 def score_words(arm: Arm) -> str:
