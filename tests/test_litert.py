@@ -310,8 +310,6 @@ def test_static_ranges_are_the_cores(conv_file):
 
 
 def test_the_converters_own_arm():
-    with pytest.raises(Refused, match="Keras"):
-        litert_converter.place(decision(INT8, DynamicActivations()), "pytorch")
     with pytest.raises(Refused, match="float activations"):
         litert_converter.place(decision(INT8), "keras")
     with pytest.raises(Refused, match="crashes"):

@@ -227,7 +227,7 @@ def test_only_what_changed_is_sent(study, board):
     folder, results = study
     kept = {path.name: path.stat().st_ino for path in (board.cache / "files").iterdir()}
     sent = {arm.sha256 for arm in results.arms}
-    assert sent < set(kept) and len(kept) == len(sent) + 3  # samples, labels, names
+    assert sent < set(kept) and len(kept) == len(sent) + 4  # samples, labels, names, task
     assert [path.name for path in (board.cache / "code").iterdir()] == [code.code()[0]]
     arm = next(arm for arm in results.arms if arm.target == "board")
     with Store(folder / "out") as store:
