@@ -162,6 +162,7 @@ def test_counts_repeat_in_another_process(plain):
     check_repeated(plain[0], ["plain/int8-static/litert/arm64:cortex-a76"])
 
 
+@pytest.mark.slow
 def test_runtimes_whose_bindings_allocate_repeat_as_well(emulated, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("executorch.exir")
