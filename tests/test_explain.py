@@ -307,8 +307,8 @@ def test_an_arm_that_is_not_as_it_should_be_is_explained_without_asking(study, t
     results = evaluators.load_results(tmp_path / "out")
     verdicts = {"weight-only": "slower", "int8-dynamic": "no difference shown"}
     slow = list(results.arms)
-    for part, verdict in verdicts.items():
-        slow = [replace(arm, latency=replace(arm.latency, verdict=verdict)) if part in arm.id else arm for arm in slow]
+    for part, planted in verdicts.items():
+        slow = [replace(arm, latency=replace(arm.latency, verdict=planted)) if part in arm.id else arm for arm in slow]
     asked = []
     with Store(tmp_path / "out", create=False) as store:
         store.write(("DELETE FROM pieces WHERE kind = 'operators'", ()))
