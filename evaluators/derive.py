@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluators import estimating, statistics
+from evaluators import estimating, explained, statistics
 from evaluators.dataset import labels
-from evaluators.explained import rows as explained
-from evaluators.layers import SAMPLES
 from evaluators.metrics import METRICS, SCORED, accuracy, latency, memory, size
-from evaluators.profiling import ROUNDS, SECONDS
 from evaluators.report.reading import baseline_of, is_baseline
 from evaluators.report.reading import metric as judged_by
 from evaluators.report.words import capital
@@ -58,17 +55,8 @@ def told(store: Store, arms: list[Arm]) -> dict[str, str]:
     pieces = {kind for arm in store.arms().values() for kind in arm["pieces"]}
     parts = [getattr(METRICS.load(kind), "PROTOCOL", {}) for kind in METRICS if kind in pieces]
     parts += [estimating.PROTOCOL] if any(arm.estimated for arm in arms) else []
-    said = {"Operators": any(arm.operator_times for arm in arms), "Layers": any(arm.layers for arm in arms)}
-    parts += [{title: EXPLAINED[title]} for title, there in said.items() if there]
+    parts.append(explained.protocol(arms))
     return {title: text for part in parts for title, text in part.items()}
-
-
-EXPLAINED = {
-    "Operators": "The arm and float32 run side by side in processes of their own with their runtime's profiler, on the study's test samples and threads, in "
-    f"{ROUNDS} interleaved rounds of about {SECONDS:g} s; an operator's time is the median. A profiler costs time, so the sums are not the latency.",
-    "Layers": f"Outputs of both files on this machine's CPU for the first {SAMPLES} test samples, layer by layer: 10 log10 of the sum of float32's "
-    "squares over that of the differences.",
-}
 
 
 class Reader:
@@ -95,7 +83,7 @@ class Reader:
             return {}
         pieces = {kind: self.done(arm.id, kind) for kind in ("export", *EVIDENCE)}
         facts = {kind: piece.facts if piece else None for kind, piece in pieces.items()}
-        return explained(arm, baseline, facts, self.done(arm.id, "runtime").facts["versions"])
+        return explained.rows(arm, baseline, facts, self.done(arm.id, "runtime").facts["versions"])
 
     def piece(self, name: str | None, kind: str) -> Piece | None:
         key = self.links.get(name, {}).get(kind) if name else None

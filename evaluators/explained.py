@@ -1,16 +1,33 @@
 """From what explains an arm, as pieces of the study, to the rows of a report."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evaluators.causes import Profile, by_kind, causes
 from evaluators.file_causes import BEYOND_PLAN, planned_bytes
+from evaluators.layers import SAMPLES
 from evaluators.operators import from_json
+from evaluators.profiling import ROUNDS, SECONDS
 from evaluators.report.reading import loss
 from evaluators.results import Arm, Layer, OperatorRow
 
 Facts = Mapping[str, Any]
+OPERATORS = (
+    "The arm and float32 run side by side in processes of their own with their runtime's profiler, on the study's test samples and threads, in "
+    f"{ROUNDS} interleaved rounds of about {SECONDS:g} s; an operator's time is the median. A profiler costs time, so the sums are not the latency."
+)
+LAYERS = (
+    f"Outputs of both files on this machine's CPU for the first {SAMPLES} test samples, layer by layer: 10 log10 of the sum of float32's "
+    "squares over that of the differences."
+)
+
+
+def protocol(arms: Iterable[Arm]) -> dict[str, str]:
+    """How what explains arms was measured, where it was."""
+    arms = list(arms)
+    there = {"Operators": (OPERATORS, any(arm.operator_times for arm in arms)), "Layers": (LAYERS, any(arm.layers for arm in arms))}
+    return {title: text for title, (text, so) in there.items() if so}
 
 
 def unexpected(arm: Arm, predicted: Facts | None) -> list[str]:

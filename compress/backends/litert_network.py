@@ -12,6 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 
+from compress.backends.litert_codes import decoded, encoded
 from compress.errors import InputError
 from compress.network import Inputs, InputSpec, Weight
 from compress.samples import Data
@@ -80,21 +81,8 @@ class LitertNetwork:
         for spec, detail in zip(self.inputs, self.interpreter.get_input_details(), strict=True):
             self.interpreter.set_tensor(detail["index"], encoded(np.asarray(inputs[spec.name]), detail))
         self.interpreter.invoke()
-        return [decoded(self.interpreter.get_tensor(detail["index"]), detail) for detail in self.interpreter.get_output_details()]
-
-
-def encoded(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
-    """As the file wants it: cast, or the codes of a float array where an input is codes."""
-    (scale, zero_point), dtype = detail["quantization"], detail["dtype"]
-    if scale and array.dtype.kind == "f" and np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)
-        array = np.clip(np.rint(array / np.float32(scale)) + zero_point, limits.min, limits.max)
-    return np.ascontiguousarray(array, dtype)
-
-
-def decoded(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
-    scale, zero_point = detail["quantization"]
-    return (array.astype(np.float32) - np.float32(zero_point)) * np.float32(scale or 1) if scale else array.astype(np.float32, copy=False)
+        found = [decoded(self.interpreter.get_tensor(detail["index"]), detail) for detail in self.interpreter.get_output_details()]
+        return [array.astype(np.float32, copy=False) for array in found]
 
 
 def open_model(path: Path | str, inputs: Data | None) -> LitertNetwork:

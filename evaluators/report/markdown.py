@@ -183,7 +183,7 @@ def why(results: Results) -> str:
 
 def alternative(chart: Chart) -> str:
     model, target = chart.group
-    return f"{model} on {words.TARGET_NAMES.get(target, target)}: accuracy against {chart.axis.key}, one panel per runtime"
+    return f"{model} on {words.TARGET_NAMES.get(target, target)}: {chart.metric.title} against {chart.axis.key}, one panel per runtime"
 
 
 def image_names(charts: list[Chart]) -> list[str]:

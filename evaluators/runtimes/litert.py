@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from compress.artifact import Artifact
+from compress.backends.litert_codes import decoded, encoded
 from compress.errors import Refused
 from compress.network import Inputs
 from evaluators.layer_graph import Operator, layer_outputs
@@ -44,22 +45,6 @@ class LitertSession:
             self.interpreter.set_tensor(detail["index"], encoded(inputs[name], detail))
         self.interpreter.invoke()
         return [decoded(self.interpreter.get_tensor(detail["index"]), detail) for detail in self.outputs]
-
-
-def encoded(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
-    """As the file wants it: cast, or the codes of a float array where an input is codes."""
-    (scale, zero_point), dtype = detail["quantization"], detail["dtype"]
-    if scale and array.dtype.kind == "f" and np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)
-        array = np.clip(np.rint(array / np.float32(scale)) + zero_point, limits.min, limits.max)
-    return np.ascontiguousarray(array, dtype)
-
-
-def decoded(array: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
-    """Numbers, where an output is codes."""
-    scale, zero_point = detail["quantization"]
-    codes = scale and array.dtype.kind in "iu"
-    return (array.astype(np.float32) - np.float32(zero_point)) * np.float32(scale) if codes else array
 
 
 def load(artifact: Artifact, threads: int) -> LitertSession:

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from compress.artifact import Artifact
+from compress.backends.litert_codes import encoded
 from compress.errors import CompressError
 from compress.network import Inputs
 from evaluators.operators import OperatorTime, Timed, medians, own_times
-from evaluators.runtimes.litert import PRODUCTS, LitertSession, encoded, graph
+from evaluators.runtimes.litert import PRODUCTS, LitertSession, graph
 
 CPU = 1  # kLiteRtHwAcceleratorCpu
 WRITE = 1  # kLiteRtTensorBufferLockModeWrite
