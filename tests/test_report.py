@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from dataclasses import fields, replace
 from functools import reduce
@@ -245,6 +246,41 @@ def test_a_simulated_arm_never_looks_small_or_fast(study):
     assert "no speed result" in row
     assert "simulated, no speed result: 29.00×" in markdown.page(tempting, {})
     assert "simulated" in next(line for line in printed(tempting).splitlines() if "1.00 MB" in line)
+
+
+def test_one_arm_that_is_far_off_does_not_flatten_the_chart(study):
+    index = next(i for i, arm in enumerate(study.arms) if arm.recipe == "int4-group32" and arm.accuracy)
+    lost = with_arm(study, index, accuracy=replace(study.arms[index].accuracy, value=Estimate(0.23, 0.21, 0.25)))
+    for chart in charts.charts(lost):
+        assert {arm.id for panel in chart.panels for arm in panel.outside} == {lost.arms[index].id}
+        assert chart.y[0] > 60
+    assert "Below the scale" in html.page(lost) and "Below the scale" not in html.page(study)
+
+
+def test_names_in_a_chart_do_not_overlap(study):
+    for chart in charts.charts(study):
+        for panel in chart.panels:
+            places = []
+            for row in panel.rows:
+                if row["named"]:
+                    place, width = (
+                        charts.share(row["x"], chart.x),
+                        charts.LETTER * len(charts.facts(next(a for a in panel.arms if a.id == row["id"]))["recipe"]),
+                    )
+                    places.append((place - width, place) if place > charts.LEFT_EDGE else (place, place + width))
+            assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(sorted(places)))
+            assert not panel.front or any(row["named"] for row in panel.rows) or set(panel.front) <= set(panel.outside)
+
+
+def test_the_fastest_arm_beats_float32_on_every_runtime(study):
+    """Twice as fast as a slow runtime's float32 is not the fastest."""
+    slow = [
+        replace(a, latency=a.latency and replace(a.latency, median_ms=Estimate(*(100 * v for v in vars(a.latency.median_ms).values())))) for a in study.arms
+    ]
+    mixed = [new if new.runtime == "torch" else old for old, new in zip(study.arms, slow, strict=True) if new.runtime == "torch" or reading.is_baseline(old)]
+    assert any(reading.counts_as_faster(arm) and reading.lossless(arm) for arm in mixed)
+    assert reading.fastest(mixed) is None
+    assert reading.fastest([arm for arm in mixed if arm.runtime == "torch"]) is not None
 
 
 def table_row(page: str, arm_id: str) -> str:
