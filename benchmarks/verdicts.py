@@ -5,13 +5,11 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from evaluators import timing
 from evaluators.metrics import latency
-from evaluators.metrics.latency import AGAIN, HELD, Member, warm_up  # noqa: F401  (warm_up is asked for by name)
+from evaluators.metrics.latency import AGAIN, Member
 from evaluators.results import Latency
 from evaluators.study import LatencySettings
 from evaluators.worker import Worker
@@ -20,32 +18,8 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "efficientnet"
 FILES = {"litert": "float32.tflite", "onnxruntime": "float32.onnx"}
 SAME, PLANTED = 20, 10  # runs
 SLOWER = 1.02
-PATIENT = LatencySettings(blocks=300, runs=1, seconds=0)  # of a study that is to see 2%: arms take turns run by run, as other work comes in bursts
-
-
-def load(*arguments: Any) -> dict[str, Any]:
-    """`evaluators.metrics.latency:load` of a session whose runs last `arguments[-1]` times as long. This module times arms in its place."""
-    *own, longer = arguments
-    found = latency.load(*own)
-    HELD.session.timed = partial(prolonged, timing.clocked(HELD.session.run), longer)
-    return found
-
-
-def prolonged(once: timing.Once, longer: float, batch: Any) -> int:
-    """A run, and then waiting at work until it has lasted `longer` times as long."""
-    begin = time.perf_counter_ns()
-    end = begin + longer * once(batch)
-    while time.perf_counter_ns() < end:
-        pass
-    return time.perf_counter_ns() - begin
-
-
-def block(runs: int) -> np.ndarray:
-    return timing.timed_block(latency.once(), HELD.inputs, runs)
-
-
-def energy() -> dict[str, Any]:
-    return {}
+PATIENT = LatencySettings(processes=12, blocks=24, runs=1, seconds=0, warmup_seconds=0.2)
+"""Of a study that is to see 2%: arms take turns run by run, as other work comes in bursts, and in many processes each."""
 
 
 def files(folder: Path) -> dict[str, tuple]:
@@ -68,7 +42,7 @@ def files(folder: Path) -> dict[str, tuple]:
 def measured(arm: tuple, longer: float, settings: LatencySettings) -> Latency:
     """The row of `arm` run `longer` times as long beside itself, as a study measures it."""
     arms = {"float32": (*arm, 1.0), AGAIN: (*arm, 1.0), "other": (*arm, longer)}
-    members: dict[str, Member] = latency.measure_group(arms, partial(Worker, 1), "benchmarks.verdicts", settings, 2, 120.0, lambda name, stage: None)
+    members: dict[str, Member] = latency.measure_group(arms, partial(Worker, 1), "benchmarks.made_slower", settings, 2, 120.0, lambda name, stage: None)
     blocks = {name: np.stack(member.blocks) for name, member in members.items()}
     return latency.derive(members["other"].facts, blocks["other"], blocks, False, 1)
 

@@ -69,6 +69,7 @@ class Reader:
         self.baselines = {self.group(arm): name for name, arm in reversed(self.planned.items()) if arm["baseline"]}
         self.cache: dict[str, Piece | None] = {}
         self.fitted = store.fact("fitted", {})
+        self.least_sqnr = store.fact("settings", {}).get("least_sqnr")
 
     def group(self, arm: dict[str, Any]) -> tuple:
         return arm["model"], arm["label"], arm["target"]
@@ -179,6 +180,8 @@ class Reader:
             float32 = self.answers(baseline)
             given = self.task(name), answers.arrays, float32.arrays if float32 else None, self.labels(name), baseline == name
             found["accuracy"], *found["beside"] = accuracy.derive(*given) or [None]
+            if found["accuracy"] and self.least_sqnr is not None:
+                found["accuracy"] = replace(found["accuracy"], metric=replace(found["accuracy"].metric, least=self.least_sqnr))
             found["beside"] = tuple(found["beside"])
         if timed:
             pair = self.store.piece(timed.facts["pair"])
@@ -211,8 +214,8 @@ PAIRED = (
 )
 NATS = " Differences are those of nats a token, told as the ratio of perplexities less 1."
 LIKENESS = (
-    "It compares with float32's outputs on the same runtime and target. Nothing is tested: outputs that differ have lost something, and how much is too much "
-    "is the user's to say (`compresskit check --worst-score`)."
+    "It compares with float32's outputs on the same runtime and target. Nothing is tested: how much is too much is the user's to say (`least_sqnr` in the "
+    "study, `compresskit check --worst-score`)."
 )
 
 
@@ -224,20 +227,24 @@ def scoring(metric: Metric) -> str:
     mean = "the exponential of the mean nats a token" if metric.kind == "perplexity" else f"a mean over {metric.noun}s"
     drawn = f"Bootstrap interval over {metric.noun}s, {statistics.SCORE_RESAMPLES:,} resamples, widened for few of them"
     rest = {"mean": PAIRED, "perplexity": PAIRED + NATS, "likeness": LIKENESS}[metric.kind]
-    return f"{capital(metric.title)} is {mean}; {better}. {drawn}. {rest}"
+    asked = "" if metric.least is None else f" An arm counts as without loss where its whole interval reaches {metric.least:g} {metric.unit}."
+    return f"{capital(metric.title)} is {mean}; {better}. {drawn}. {rest}{asked}"
 
 
 def protocol(settings: dict[str, Any], threads: str, metric: Metric) -> dict[str, str]:
     """How it was measured, in words with their numbers."""
     timing = settings["latency"]
+    processes = timing.get("processes", 1)  # of a study that was measured before there was a choice: one
+    several, over = (f" All of it in {processes} processes of each arm, one after the other.", "processes") if processes > 1 else ("", "blocks")
+    ratios = "each process's median ratio of paired block medians" if several else "the paired ratios of block medians"
     return {
         "Latency": f"One fresh process per arm, batch 1, {threads} thread(s), pinned. All arms of a runtime are loaded and warmed up (at least 10 runs and "
         f"{timing['warmup_seconds']:g} s, until the median of 5 runs stays within 2%), then timed in {timing['blocks']} blocks each of at least "
         f"{timing['runs']} runs and {timing['seconds']:g} s, one arm at a time in a random order and its reverse, nothing else at work. Inputs are the same "
         f"{latency.INPUTS} test samples for every arm; each block starts with one untimed run; Python's garbage collection is off. The time is the geometric "
-        "mean of the blocks' medians.",
-        "Speedup": "Geometric mean of the paired ratios of block medians, float32 on the same runtime over the arm, with a 95% interval from "
-        f"{statistics.RESAMPLES:,} bootstrap resamples of blocks, widened for few blocks (Hesterberg 2015). The noise floor is the same "
+        f"mean of the {over}' medians.{several}",
+        "Speedup": f"Geometric mean of {ratios}, float32 on the same runtime over the arm, with a 95% interval from "
+        f"{statistics.RESAMPLES:,} bootstrap resamples of {over}, widened for few of them (Hesterberg 2015). The noise floor is the same "
         "ratio for float32 against itself. Faster or slower is said where the interval excludes 1 and the effect is above 1% and above the noise floor.",
         "Percentiles": "Order statistics with binomial intervals, only where the count carries them (LoadGen's rule: 44 runs for the 90th, 459 for the 99th).",
         "Memory": f"Peak resident memory (VmHWM) of a fresh process that loads the artifact and runs {memory.RUNS} samples, less what it was when only the "

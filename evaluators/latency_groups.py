@@ -45,7 +45,7 @@ def time_group(run: Any, group: list) -> None:
         run.progress.stage(again_of if name == AGAIN else name, f"{stage} (A/A)" if name == AGAIN else stage)
 
     start, beside = (lambda: target.start(threads)), target.side_by_side(threads)
-    members = measure_group(arms, start, target.timing, study.latency, beside, study.limit_seconds, tell)
+    members = measure_group(arms, start, target.timing, target.latency(study.latency), beside, study.limit_seconds, tell)
     keep_group(run, missing, keys, members, baseline)
 
 

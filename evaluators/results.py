@@ -97,6 +97,7 @@ class Metric:
     unit: str = ""  # "%": scores are shares, differences points; else what stands behind the number: "dB", "mm"
     higher_is_better: bool = True
     noun: str = "sample"  # what has a score: "answer", "document"
+    least: float | None = None  # of a likeness: an arm counts as without loss where its whole interval reaches this, as the study says
 
 
 @dataclass(frozen=True)

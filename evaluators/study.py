@@ -24,6 +24,7 @@ from evaluators.targets import Target, open_target
 from evaluators.tasks import TASKS
 
 ENOUGH = 44  # timed runs that carry a 90th percentile (LoadGen's rule)
+FEWEST = 5  # blocks or processes that carry an interval
 
 
 class Document(BaseModel):
@@ -31,17 +32,24 @@ class Document(BaseModel):
 
 
 class LatencySettings(Document):
-    """How long to measure. An arm gets `blocks` blocks of at least `runs` runs and `seconds` each, after a warm-up until steady."""
+    """How long to measure. An arm gets `blocks` blocks of at least `runs` runs and `seconds` each, after a warm-up until steady.
 
-    blocks: int = Field(6, ge=5)
-    runs: int = Field(8, ge=1)
-    seconds: float = Field(0.25, ge=0)
+    All of it anew in each of `processes` processes, as two processes with the same model differ: by 1% and more with what was loaded before them.
+    """
+
+    processes: int = Field(6, ge=1)
+    blocks: int = Field(5, ge=FEWEST)
+    runs: int = Field(2, ge=1)
+    seconds: float = Field(0.05, ge=0)
     warmup_seconds: float = Field(0.5, ge=0)
 
     @model_validator(mode="after")
     def enough(self) -> "LatencySettings":
-        if self.blocks * self.runs < ENOUGH:
-            raise ValueError(f"blocks x runs = {self.blocks * self.runs}: at least {ENOUGH} timed runs are needed for a 90th percentile")
+        if 1 < self.processes < FEWEST:
+            raise ValueError(f"processes = {self.processes}: an interval over processes needs {FEWEST} of them; or leave it out, for an interval over blocks")
+        timed = self.processes * self.blocks * self.runs
+        if timed < ENOUGH:
+            raise ValueError(f"processes x blocks x runs = {timed}: at least {ENOUGH} timed runs are needed for a 90th percentile")
         return self
 
 
@@ -92,6 +100,7 @@ class Study(Document):
     runtimes     names of runtimes, or of exporters, whose files then run where they belong
     targets      names in targets.yaml beside the study, or as `cpu` and `arm64:cortex-a76`
     task         what accuracy is: a task's name, or a function of the user's own, `file.py:function`, see UserScore
+    least_sqnr   dB that an arm's whole interval must reach to count as without loss, for the task `outputs`
     explain      whether arms that are slower, larger or worse than they should be say why: see docs/explain.md
     """
 
@@ -107,6 +116,7 @@ class Study(Document):
     targets: tuple[str, ...] = Field(("cpu",), min_length=1)
     threads: int = Field(1, ge=1)
     task: Annotated[OneTask, BeforeValidator(from_task)] = "classification"
+    least_sqnr: float | None = None
     latency: LatencySettings = LatencySettings()
     limit_seconds: float = Field(900, gt=0)  # for one piece of an arm; what takes longer is ended and has failed
     explain: bool = True  # times the operators of arms that are slower, larger or worse than they should be, some seconds each
@@ -137,6 +147,12 @@ class Study(Document):
         untested = [name for name, model in self.models.items() if not (model.test or self.test)]
         if untested:
             raise ValueError(f"test: the model(s) {', '.join(untested)} have no test data")
+        return self
+
+    @model_validator(mode="after")
+    def alike(self) -> "Study":
+        if self.least_sqnr is not None and self.task != "outputs":
+            raise ValueError("least_sqnr: only the task `outputs` is judged by its SQNR; arms of the others have lost where a test shows it")
         return self
 
     @classmethod

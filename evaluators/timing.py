@@ -38,7 +38,12 @@ def clocked(run: Callable[[Any], Any]) -> Once:
 
 
 def warm_up(once: Once, inputs: Sequence[Any], seconds: float, limit: float = 10.0) -> WarmUp:
-    """Runs at least 10 times and `seconds`, until the median of 5 runs lies within 2% of the 5 before; `limit` seconds at most."""
+    """Runs at least 10 times and `seconds`, until the median of 5 runs lies within 2% of the 5 before; `limit` seconds at most.
+
+    What was loaded by then is left out of garbage collections from here on, so that blocks need not wait for one that finds nothing.
+    """
+    gc.collect()
+    gc.freeze()
     times: list[int] = []
     started = time.perf_counter()
     while True:

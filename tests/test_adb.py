@@ -61,7 +61,7 @@ samples: 6
 recipes: [float32, int8-static]
 runtimes: [executorch]
 targets: [phone]
-latency: {blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
+latency: {processes: 1, blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
 """
 
 

@@ -264,7 +264,7 @@ test: "data.py:test"
 samples: 40
 recipes: [float32, float16, int8-static]
 runtimes: [torch]
-latency: {blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
+latency: {processes: 1, blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
 """
 
 

@@ -72,7 +72,7 @@ samples: %d
 recipes: [float32, int8-static]
 runtimes: [%s]
 targets: ["%s"]
-latency: {blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
+latency: {processes: 1, blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
 """
 
 

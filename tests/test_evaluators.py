@@ -39,10 +39,10 @@ def test_a_block_times_every_run_and_starts_with_the_same_input():
 
 
 def test_rounds_are_balanced_and_every_second_one_is_reversed():
-    orders = latency.rounds(5, 6)
+    orders = latency.rounds(5, 6, 0)
     assert len(orders) == 6 and all(sorted(order) == list(range(5)) for order in orders)
     assert all(orders[i + 1] == orders[i][::-1] for i in (0, 2, 4))
-    assert orders == latency.rounds(5, 6)
+    assert orders == latency.rounds(5, 6, 0) != latency.rounds(5, 6, 1)
 
 
 def test_fast_models_get_more_runs_in_a_block_within_bounds():

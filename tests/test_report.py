@@ -498,6 +498,18 @@ def test_the_recommended_arm_is_small_not_slower_and_without_a_loss(study):
     assert recommending.advice(alone).why.startswith("The only arm")
 
 
+def test_what_is_recommended_is_said_everywhere(study):
+    (said,) = recommending.recommended(study)
+    assert said.startswith("Recommended: ") and recommending.advice(list(study.arms)).why in said
+    assert markdown.plain(said) in markdown.page(study, {})
+    assert said in one_line(printed(study))
+    (nothing,) = recommending.recommended(replace(study, arms=tuple(arm for arm in study.arms if arm.recipe == "float32")))
+    assert nothing == f"Recommended: float32. {recommending.NOTHING_TO_GAIN}"
+    two = replace(study, arms=(*study.arms, *(replace(arm, model="other") for arm in study.arms)))
+    starts = [said.partition(":")[0] for said in recommending.recommended(two)]
+    assert starts == [f"Recommended for {name} on this CPU" for name in (study.arms[0].model, "other")]
+
+
 # Files
 
 

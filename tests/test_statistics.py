@@ -219,6 +219,27 @@ def test_ratio_is_paired_so_a_slow_period_that_hits_both_arms_cancels():
     assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
 
 
+def test_a_ratio_of_several_processes_is_over_their_medians():
+    generator = np.random.default_rng(6)
+    base, other = np.exp(generator.normal(0.0, 0.05, (2, 8 * 5)))
+    medians = np.median((base / other).reshape(8, 5), axis=1)
+    assert statistics.ratio(base, other, processes=8) == statistics.geometric_mean(medians)
+    assert statistics.ratio(base, other, processes=1) == statistics.geometric_mean(base / other)
+
+
+def test_the_interval_covers_the_truth_where_processes_differ_by_more_than_their_blocks():
+    generator = np.random.default_rng(7)
+    covered = {1: [], 10: []}
+    for _ in range(200):
+        layout = np.repeat(generator.normal(0.0, 0.01, 10), 12)
+        base, other = np.exp(np.stack([layout, np.zeros(120)]) + generator.normal(0.0, 0.005, (2, 120)))
+        for processes, hits in covered.items():
+            found = statistics.ratio(base, other, processes)
+            hits.append(found.low <= 1 <= found.high)
+    # 95% of 200 has a standard error of 1.5%; an interval over all blocks, as if each knew another layout, covers about half
+    assert 0.9 <= np.mean(covered[10]) <= 1 and np.mean(covered[1]) < 0.7
+
+
 @pytest.mark.parametrize(
     ("speedup", "words"),
     [

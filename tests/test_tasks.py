@@ -304,6 +304,16 @@ def test_a_study_of_every_task_is_reported_and_judged(folder, task):
     judged(folder / "out", int8)
 
 
+@pytest.mark.parametrize(("least", "said"), [(20, "none shown"), (120, "loss")])
+def test_how_alike_outputs_must_be_is_the_studys_to_say(folder, least, said):
+    text = STUDY.replace("mlp", "load").replace("data.py:test", "data.py:unlabelled").replace(", int16x8", "")
+    (folder / "study.yaml").write_text(f"{text}task: outputs\nleast_sqnr: {least}\n")
+    found = evaluators.compare(folder / "study.yaml", folder / "out", TextProgress(StringIO()))
+    int8 = found.arms[1]
+    assert int8.accuracy.flipped == 1 and reading.loss(int8) == said and reading.lossless(int8) == (said == "none shown")
+    assert f"asked for {least}.0 dB at least" in verdicts.verdict(int8) and f"reaches {least} dB" in found.protocol["SQNR"]
+
+
 def printed(found) -> str:
     text = StringIO()
     terminal.print_table(found, Console(file=text, width=140, force_terminal=False))

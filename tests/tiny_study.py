@@ -42,7 +42,7 @@ test: "data.py:test"
 samples: 40
 recipes: [float32, int8-weight-only, int16x8]
 runtimes: [onnxruntime]
-latency: {blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
+latency: {processes: 1, blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}
 """
 
 

@@ -34,7 +34,7 @@ def foresee(study: Any, tell: Callable[[str], None]) -> Iterator[tuple[list[Fore
         arms = list(arms_of(study, model, network, tell))
         timing, left = study.latency, sum(arm.timed and not arm.reason for arm in arms)
         block = max(timing.seconds, timing.runs * sample_seconds)
-        yield arms, left * (study.samples * sample_seconds + 2 * timing.warmup_seconds + timing.blocks * block)
+        yield arms, left * (study.samples * sample_seconds + timing.processes * (2 * timing.warmup_seconds + timing.blocks * block))
 
 
 def opened(study: Any, model: str) -> tuple[Any, float]:

@@ -145,7 +145,8 @@ def show_report(results, folder: Path, as_json: bool) -> None:
     from evaluators.report import rows, write_reports
     from evaluators.report.terminal import print_table
 
-    written = write_reports(results, folder)
+    with errors.status("writing the report") as status:
+        written = write_reports(results, folder, status.update)
     if as_json:
         sys.stdout.write(rows.to_json(results))
         return

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from evaluators.report import charts, counts, drawing, reading, words
 from evaluators.report.layers import layer_rows
 from evaluators.report.numbers import bits_per_weight, numbers
-from evaluators.report.recommending import advice
+from evaluators.report.recommending import NOTHING_TO_GAIN, advice
 from evaluators.report.rows import finite, flat
 from evaluators.report.verdicts import verdict
 from evaluators.results import BREAKS_DB, Arm, Estimate, Results, TensorRow, first_break
@@ -136,6 +136,7 @@ def context(results: Results) -> dict:
         "link": lambda arm: fragment(view="arm", arm=arm.id),
         "compare_link": lambda arm, other: fragment(view="compare", pair=[arm.id, other.id]),
         "advice": {group: advice(arms) for group, arms in reading.groups(results).items()},
+        "nothing_to_gain": NOTHING_TO_GAIN,
         "baseline": {arm.id: reading.baseline_of(arm, results.arms) for arm in results.arms},
         "charts": drawn,
         "axes": [axis for axis in charts.AXES if any(chart.axis == axis for chart in drawn)],

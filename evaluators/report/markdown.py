@@ -17,6 +17,7 @@ from evaluators.report.reading import (
     summary,
     unfinished,
 )
+from evaluators.report.recommending import recommended
 from evaluators.results import Arm, Estimate, Results
 
 SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
@@ -24,7 +25,7 @@ SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 
 def page(results: Results, images: dict[str, Chart]) -> str:
     """The report as GitHub-flavoured Markdown; `images` maps relative file names to the charts they hold."""
-    parts = [f"# {plain(results.study)}", "\n".join(f"- {plain(s)}" for s in summary(results)), missing(results)]
+    parts = [f"# {plain(results.study)}", "\n".join(f"- {plain(s)}" for s in [*recommended(results), *summary(results)]), missing(results)]
     parts += [arms_table(results), beside_table(results), runtimes_table(results)]
     parts += [f"![{plain(alternative(chart))}]({name})" for name, chart in images.items()]
     parts += [why(results), NOTE, facts("How it was measured", results.protocol), facts("Where it ran", results.environment), reproduce(results)]

@@ -61,7 +61,7 @@ def is_simulated(arm: Arm) -> bool:
 def loss(arm: Arm) -> Loss:
     """Whether this arm scores worse than float32. Either of interval and paired test is enough to call it a loss.
 
-    A likeness has lost wherever an output is not float32's: how much of it is too much no test can say.
+    A likeness has lost wherever an output is not float32's, or where its interval lies below what the study asks for: how much is too much no test can say.
     """
     if is_baseline(arm):
         return "baseline"
@@ -69,7 +69,8 @@ def loss(arm: Arm) -> Loss:
     if score is None or score.worse is None:
         return "unknown"
     if score.metric.kind == "likeness":
-        return "loss" if score.flipped else "none shown"
+        close = score.metric.least is not None and score.value.low >= score.metric.least
+        return "none shown" if close or not score.flipped else "loss"
     significant = score.p < LOSS_LEVEL
     if score.drop.low > 0 or (significant and score.drop.value > 0):
         return "loss"

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from evaluators.report import reading, words
-from evaluators.results import Arm
+from evaluators.report.verdicts import verdict
+from evaluators.results import Arm, Results
 
 
 @dataclass(frozen=True)
@@ -11,6 +12,20 @@ class Advice:
     arm: Arm
     baseline: Arm | None
     why: str  # a sentence
+
+
+def recommended(results: Results) -> list[str]:
+    """A sentence for each model and target: the arm to start from, what it is worth and why it."""
+    groups = reading.groups(results)
+    found = []
+    for (model, target), arms in groups.items():
+        where = f" for {model} on {words.TARGET_NAMES.get(target, target)}" if len(groups) > 1 else ""
+        given = advice(arms)
+        found.append(f"Recommended{where}: {f'{verdict(given.arm)} {given.why}' if given else f'float32. {NOTHING_TO_GAIN}'}")
+    return found
+
+
+NOTHING_TO_GAIN = "No arm is smaller or faster than float32 without a measurable loss, so there is nothing to gain here yet."
 
 
 def advice(arms: list[Arm]) -> Advice | None:

@@ -18,6 +18,7 @@ from evaluators.report.reading import (
     summary,
     unfinished,
 )
+from evaluators.report.recommending import recommended
 from evaluators.results import Arm, Estimate, Results
 
 COLUMNS = ("Recipe", "Size", "Ratio", "Latency", "Speedup", "Memory", "Accuracy", "Against float32", "Weights")
@@ -33,7 +34,7 @@ def print_table(results: Results, console: Console) -> None:
     for (status, cause), arms in unfinished(results).items():
         console.print(failure(status, cause, arms))
     console.print()
-    for sentence in summary(results):
+    for sentence in [*recommended(results), *summary(results)]:
         console.print(Text(sentence))
 
 

@@ -52,7 +52,8 @@ def score_words(arm: Arm) -> str:
         return f"{reached} {words.score_interval(score.value, score.metric)}"
     if score.metric.kind == "likeness":
         worst = f", {words.in_unit(score.worst, score.metric)} at worst" if score.worst is not None else ""
-        return f"{reached} {words.score_interval(score.value, score.metric)} to float32's outputs{worst}, of which {words.percent(score.flipped)} differ"
+        asked = "" if score.metric.least is None else f"; asked for {words.in_unit(score.metric.least, score.metric)} at least"
+        return f"{reached} {words.score_interval(score.value, score.metric)} to float32's outputs{worst}, of which {words.percent(score.flipped)} differ{asked}"
     return f"{reached} against {words.in_unit(score.before, score.metric)}, {compared(arm, score)}, {changed(score)} ({tested(score)}){unseen(arm, score)}"
 
 

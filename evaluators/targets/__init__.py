@@ -34,6 +34,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     timing: ClassVar = "evaluators.metrics.latency"
 
+    def latency(self, settings: Any) -> Any:
+        """How arms are timed there, where the study says `settings`."""
+        return settings
+
     def clean_up(self) -> None:
         """Nothing is left on most targets."""
 
@@ -69,6 +73,10 @@ class Target(Protocol):
 
     def thread_count(self, wanted: int) -> int:
         """How many threads a runtime gets there, where the study says `wanted`."""
+        ...
+
+    def latency(self, settings: Any) -> Any:
+        """How arms are timed there, where the study says `settings`."""
         ...
 
     def start(self, threads: int) -> Worker:

@@ -76,6 +76,14 @@ class Adb(Settings):
     def thread_count(self, wanted: int) -> int:
         return wanted
 
+    def latency(self, settings: Any) -> Any:
+        """On a phone every block is a process of its own: one for each process of the study, as long as all blocks of that."""
+        if settings.processes == 1:
+            return settings
+        blocks = settings.blocks
+        one = {"processes": 1, "blocks": settings.processes, "runs": settings.runs * blocks, "seconds": settings.seconds * blocks}
+        return settings.model_copy(update=one)
+
     def start(self, threads: int) -> Worker:
         own = self.model_copy(update={"serial": self.device.serial}).model_dump_json()
         launch = here()
