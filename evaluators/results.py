@@ -56,6 +56,7 @@ class Latency:
     speedup: Estimate | None  # float32 time / this arm's time on the same runtime, from paired blocks; None where float32 failed
     verdict: Literal["baseline", "faster", "slower", "no difference shown", "no baseline"]
     noise: Estimate | None  # the A/A arm of the same runtime: the same ratio for float32 against itself
+    processes: int = 1  # whose blocks `block_medians_ms` are, one process after the other, each as many
 
 
 @dataclass(frozen=True)

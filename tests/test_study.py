@@ -126,7 +126,7 @@ def test_arms_are_timed_in_as_many_processes_as_the_study_asks_for(folder):
     several.write_text(STUDY.replace("processes: 1, blocks: 5, runs: 9", "processes: 5, blocks: 5, runs: 2").replace(", int16x8", ""))
     results, log = compare(several, folder / "several")
     for arm in results.arms:
-        assert arm.latency.count == 5 * 5 * 2 and len(arm.latency.block_medians_ms) == 5 * 5
+        assert arm.latency.processes == 5 and arm.latency.count == 5 * 5 * 2 and len(arm.latency.block_medians_ms) == 5 * 5
         assert all(f"{arm.id}: loading, process {number} of 5" in log for number in range(1, 6))
     base, own = (np.array(arm.latency.block_medians_ms) for arm in results.arms)
     assert results.arms[1].latency.speedup == statistics.ratio(base, own, processes=5)

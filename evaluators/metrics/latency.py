@@ -197,4 +197,5 @@ def derive(facts: dict[str, Any], blocks: np.ndarray, pair: Mapping[str, np.ndar
         speedup=speedup if speedup else Estimate(1.0, 1.0, 1.0) if is_baseline else None,
         verdict=verdict,
         noise=noise,
+        processes=processes,
     )
