@@ -235,14 +235,15 @@ def protocol(settings: dict[str, Any], threads: str, metric: Metric) -> dict[str
     """How it was measured, in words with their numbers."""
     timing = settings["latency"]
     processes = timing.get("processes", 1)  # of a study that was measured before there was a choice: one
-    several, over = (f" All of it in {processes} processes of each arm, one after the other.", "processes") if processes > 1 else ("", "blocks")
-    ratios = "each process's median ratio of paired block medians" if several else "the paired ratios of block medians"
+    again = f" All of it in {processes} processes of each arm, one after the other, which load in a random order and its reverse." if processes > 1 else ""
+    over = "processes" if again else "blocks"
+    ratios = "each process's median ratio of paired block medians" if again else "the paired ratios of block medians"
     return {
-        "Latency": f"One fresh process per arm, batch 1, {threads} thread(s), pinned. All arms of a runtime are loaded and warmed up (at least 10 runs and "
+        "Latency": f"A fresh process per arm, batch 1, {threads} thread(s), pinned. All arms of a runtime are loaded and warmed up (at least 10 runs and "
         f"{timing['warmup_seconds']:g} s, until the median of 5 runs stays within 2%), then timed in {timing['blocks']} blocks each of at least "
         f"{timing['runs']} runs and {timing['seconds']:g} s, one arm at a time in a random order and its reverse, nothing else at work. Inputs are the same "
         f"{latency.INPUTS} test samples for every arm; each block starts with one untimed run; Python's garbage collection is off. The time is the geometric "
-        f"mean of the {over}' medians.{several}",
+        f"mean of the {over}' medians.{again}",
         "Speedup": f"Geometric mean of {ratios}, float32 on the same runtime over the arm, with a 95% interval from "
         f"{statistics.RESAMPLES:,} bootstrap resamples of {over}, widened for few of them (Hesterberg 2015). The noise floor is the same "
         "ratio for float32 against itself. Faster or slower is said where the interval excludes 1 and the effect is above 1% and above the noise floor.",
