@@ -31,7 +31,7 @@ from evaluators.metrics import android
 from evaluators.progress import TextProgress
 from evaluators.report import html, markdown
 from evaluators.runtimes import RUNTIMES
-from evaluators.study import Study
+from evaluators.study import LatencySettings, Study
 from evaluators.targets import adb, open_target
 
 OUTPUTS = Path(__file__).parent / "adb_outputs"
@@ -113,6 +113,13 @@ def test_a_time_of_the_cpu_is_not_a_delegates(name, delegate, words):
 def test_a_benchmark_without_times_is_an_error_that_shows_its_words():
     with pytest.raises(CompressError, match="Failed to allocate tensors"):
         benchmark_model.parse(recorded("failed"), "cpu")
+
+
+def test_blocks_on_a_phone_are_the_processes_that_a_study_asks_for():
+    found = adb.Adb().latency(LatencySettings())
+    assert (found.processes, found.blocks, found.runs, found.seconds) == (1, 6, 10, 0.25)
+    alone = LatencySettings(processes=1, blocks=9, runs=5)
+    assert adb.Adb().latency(alone) == alone
 
 
 # What a phone says of itself

@@ -30,7 +30,8 @@ ESTIMATE_RUNS = 10  # that say how long a block has to be
 BLOCK_WARMUP_SECONDS = 0.1  # each block is a process of its own on the phone
 PROTOCOL = {
     "Phone over adb": "This machine drives the phone; the clock is that of the program over there. Blocks, their order, the A/A arm and all statistics are "
-    "those of every latency, but each block is a process of its own on the phone, on cores that the environment names, after a rest and a warm-up. "
+    "those of every latency, but each block is a process of its own on the phone, one for each that the study asks for, on cores that the environment names, "
+    "after a rest and a warm-up. "
     "benchmark_model gives one time for a block, its median of that many runs on inputs that it makes, so there are no percentiles of its arms; the runner "
     "of ExecuTorch gives every time, on the same inputs as here. What ran while the phone was throttled (a thermal status above none, or a core whose limit "
     "is below its maximum, before or after a run) has failed and is not shown.",
