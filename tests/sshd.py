@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 import venv
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
@@ -136,4 +136,5 @@ def listening(folder: Path, command: list[str]):
 
 def killed(process: psutil.Process) -> None:
     for one in [*process.children(recursive=True), process]:
-        one.kill()
+        with suppress(psutil.NoSuchProcess):  # a child may end by itself meanwhile
+            one.kill()

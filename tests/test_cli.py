@@ -137,6 +137,7 @@ def test_a_study_from_the_command_line(folder):
     (folder / "study.yaml").write_text(
         "name: small\nmodels: {m: 'mine.py:load'}\ncalibration: 'data.py:calibration'\ntest: 'data.py:test'\nsamples: 40\n"
         "recipes: [float32, int8-dynamic, int16x8]\nruntimes: [onnxruntime]\ntargets: [cpu]\n"
+        "latency: {processes: 1, blocks: 5, runs: 9, seconds: 0, warmup_seconds: 0}\n"
     )
     dry = command("compare", "study.yaml", "--out", "out", "--dry-run", "--json", folder=folder)
     arms = {arm["id"]: arm for arm in json.loads(dry.stdout)["arms"]}

@@ -115,7 +115,7 @@ def test_built_in_recipes(exporter, recipe, name):
 
 
 @pytest.mark.parametrize("zeros", ["a layer", "a channel"])
-@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch", "executorch"])
+@pytest.mark.parametrize("exporter", ["litert", "onnx", "torch", pytest.param("executorch", marks=pytest.mark.slow)])
 def test_weights_that_pruning_left_all_zero(exporter, zeros, tmp_path):
     """What follows a layer of zeros is its bias, whose range may be tiny: integer kernels must take the ratio of the scales all the same."""
     given = case("keras_cnn")

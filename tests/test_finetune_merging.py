@@ -85,7 +85,10 @@ def test_a_merged_model_has_the_shape_of_the_one_that_was_adapted(kind):
 FITTING = {"gguf": "float16", "safetensors": "nf4"}  # these write checkpoints, whose formats are their own
 
 
-@pytest.mark.parametrize("exporter", [name for name in EXPORTERS if not EXPORTERS.load(name).OWN_NUMBERS])
+@pytest.mark.parametrize(
+    "exporter",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "executorch" else name for name in EXPORTERS if not EXPORTERS.load(name).OWN_NUMBERS],
+)
 def test_a_merged_model_goes_to_every_exporter(exporter, tmp_path):
     sizes = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 32}
     torch.manual_seed(0)

@@ -311,7 +311,7 @@ def test_how_alike_outputs_must_be_is_the_studys_to_say(folder, least, said):
     found = evaluators.compare(folder / "study.yaml", folder / "out", TextProgress(StringIO()))
     int8 = found.arms[1]
     assert int8.accuracy.flipped == 1 and reading.loss(int8) == said and reading.lossless(int8) == (said == "none shown")
-    assert f"asked for {least}.0 dB at least" in verdicts.verdict(int8) and f"reaches {least} dB" in found.protocol["SQNR"]
+    assert f"asked for {words.in_unit(least, int8.accuracy.metric)} at least" in verdicts.verdict(int8) and f"reaches {least} dB" in found.protocol["SQNR"]
 
 
 def printed(found) -> str:

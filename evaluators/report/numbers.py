@@ -78,6 +78,7 @@ FIXED = {
         Number("latency.first_ms", "First run", "ms"),
         Number("latency.load_ms", "Load", "ms"),
         Number("latency.count", "Timed runs", "count"),
+        Number("latency.processes", "Processes", "count"),
         Number("latency.warmup_runs", "Warm-up runs", "count"),
         Number("latency.threads", "Threads", "count"),
     ),
