@@ -128,6 +128,8 @@ def test_arms_are_timed_in_as_many_processes_as_the_study_asks_for(folder):
     for arm in results.arms:
         assert arm.latency.processes == 5 and arm.latency.count == 5 * 5 * 2 and len(arm.latency.block_medians_ms) == 5 * 5
         assert all(f"{arm.id}: loading, process {number} of 5" in log for number in range(1, 6))
+    orders = [[line.partition("] ")[2].replace(f"process {n} ", "") for line in log.splitlines() if f"loading, process {n} of 5" in line] for n in range(1, 6)]
+    assert len(orders[0]) == 3 and orders[1] == orders[0][::-1] and orders[3] == orders[2][::-1]  # what loads last is faster
     base, own = (np.array(arm.latency.block_medians_ms) for arm in results.arms)
     assert results.arms[1].latency.speedup == statistics.ratio(base, own, processes=5)
     assert "in 5 processes of each arm" in results.protocol["Latency"] and "resamples of processes" in results.protocol["Speedup"]
