@@ -46,7 +46,7 @@ class LatencySettings(Document):
     @model_validator(mode="after")
     def enough(self) -> "LatencySettings":
         if 1 < self.processes < FEWEST:
-            raise ValueError(f"processes = {self.processes}: an interval over processes needs {FEWEST} of them; or leave it out, for an interval over blocks")
+            raise ValueError(f"processes = {self.processes}: an interval over processes needs {FEWEST} of them; or 1, for an interval over blocks")
         timed = self.processes * self.blocks * self.runs
         if timed < ENOUGH:
             raise ValueError(f"processes x blocks x runs = {timed}: at least {ENOUGH} timed runs are needed for a 90th percentile")

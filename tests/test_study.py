@@ -211,7 +211,7 @@ def parse(folder: Path, text: str):
         ("samples: 40", "samples: 40\nleast_sqnr: 30", "only the task `outputs`"),
         ("blocks: 5", "blocks: 4", "latency.blocks"),
         ("runs: 9", "runs: 8", "at least 44 timed runs"),
-        ("processes: 1", "processes: 4", "an interval over processes needs 5"),
+        ("processes: 1", "processes: 4", "an interval over processes needs 5 of them; or 1"),
         ("model.py:load", "model.py:laod", "did you mean 'load'"),
         ("model.py:load", "absent.keras", "no such file"),
         ('{mlp: "model.py:load"}', '{mlp: {open: "model.py:load", tests: x}}', "models.mlp.tests"),
