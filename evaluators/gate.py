@@ -148,7 +148,7 @@ def speedup(arm: Arm, least: float) -> Finding:
     if found.low >= least:
         return Finding(arm.id, "speedup", "passed", said)
     short = f"short by {words.times(least - found.low)} at the interval's lower end"
-    return Finding(arm.id, "speedup", "failed", f"{said}: {short}{'' if found.value < least else '; more blocks, or processes, would narrow it'}")
+    return Finding(arm.id, "speedup", "failed", f"{said}: {short}{'' if found.value < least else '; more processes or blocks would narrow it'}")
 
 
 def drop(asked: str, arm: Arm, most: float, before: Before | None) -> Finding:

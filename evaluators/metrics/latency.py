@@ -112,10 +112,10 @@ def measure_group(
     """
     orders = rounds(len(arms), settings.processes, 0)
     members = {name: Member(name, timing, limit, facts={"processes": settings.processes}) for name in arms}
+    every = list(members.values())
     for number in range(settings.processes):
         said = partial(tell_which, tell, f", process {number + 1} of {settings.processes}" if settings.processes > 1 else "")
         with ExitStack() as stack:
-            every = list(members.values())
             alive = [every[index] for index in orders[number] if every[index].failure is None]
             for wave in batched(alive, side_by_side):  # processes load side by side; from then on one works at a time
                 for member in wave:
