@@ -11,6 +11,7 @@ from compress.errors import InputError
 from evaluators import evidence
 from evaluators.derive import load_results
 from evaluators.explained import same_shapes, unexpected
+from evaluators.naming import fits
 from evaluators.operators import OperatorTime, from_json
 from evaluators.profiling import Unmeasured
 from evaluators.report import words
@@ -64,7 +65,7 @@ def explain(folder: str | os.PathLike, name: str, tell: Callable[[str], None] = 
 
 
 def named(results: Results, name: str) -> Arm:
-    found = [arm for arm in results.arms if arm.id == name] or [arm for arm in results.arms if name in arm.id]
+    found = [arm for arm in results.arms if arm.id == name] or [arm for arm in results.arms if fits(arm.id, name)]
     if len(found) == 1:
         return found[0]
     raise InputError(f"{name!r} is {'part of several arms' if found else 'no arm'}: {', '.join(arm.id for arm in found or results.arms)}")

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
@@ -11,6 +10,7 @@ from xml.etree import ElementTree
 from compress.errors import InputError
 from evaluators.derive import Reader, load_results
 from evaluators.metrics import accuracy
+from evaluators.naming import fits
 from evaluators.report import words
 from evaluators.report.files import write
 from evaluators.report.reading import is_baseline, metric
@@ -50,18 +50,20 @@ def check(folder: str | os.PathLike, limits: Limits, baseline: str | os.PathLike
 
     baseline  another study's folder. Accuracy is then compared with its arm of the same name, answer by answer, and what ran there has to run here;
               without it accuracy is compared with float32 of the same study, as speed always is: times of two studies were not taken side by side
-    arms      patterns of arms' names, as "*/int8-static/litert/*"; none means all
+    arms      parts of arms' names, as "int8-static/litert", or globs; none means all
 
     InputError where there is no study, nothing to judge, no limit, or one that the study's score cannot have.
     """
     if limits == Limits():
         raise InputError("nothing to check: give --max-accuracy-drop, --max-drop, --worst-score, --min-speedup or --max-size")
-    judged = [arm for arm in load_results(folder).arms if not is_baseline(arm) and wanted(arm.id, arms)]
+    every = [arm for arm in load_results(folder).arms if not is_baseline(arm)]
+    judged = [arm for arm in every if wanted(arm.id, arms)]
     fitting(limits, metric(judged))
     before = Before(Path(folder), Path(baseline)) if baseline else None
     gone = before.gone([arm.id for arm in judged], arms) if before else []
     if not judged and not gone:
-        raise InputError(f"{folder}: no arm {'is named ' + ' or '.join(arms) if arms else 'but float32'}")
+        there = f"is named {' or '.join(arms)}; there are: {', '.join(arm.id for arm in every)}" if every else "but float32"
+        raise InputError(f"{folder}: no arm {there}")
     return [*gone, *(finding for arm in judged for finding in judge(arm, limits, before))]
 
 
@@ -83,7 +85,7 @@ def drop_unit(about: Metric) -> str:
 
 
 def wanted(name: str, patterns: Sequence[str]) -> bool:
-    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
+    return not patterns or any(fits(name, pattern) for pattern in patterns)
 
 
 class Before:

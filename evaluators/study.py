@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from shlex import quote
@@ -16,6 +15,7 @@ from compress.recipe import Recipe, one_word, parse_document
 from compress.references import reference_to
 from compress.registry import suggest
 from evaluators.artifacts import EXPORT
+from evaluators.naming import fits
 from evaluators.progress import Progress
 from evaluators.results import Results
 from evaluators.runtimes import RUNTIMES
@@ -280,7 +280,7 @@ def matrix(study: Study, export: str = EXPORT) -> Iterator[Planned]:
 
 def chosen(arms: Sequence[Planned], patterns: Sequence[str]) -> list[Planned]:
     """The arms whose names fit a pattern, and the float32 arms that they are compared with; all without patterns. InputError where nothing fits."""
-    wanted = [arm for arm in arms if not patterns or any(fnmatch(arm.id, pattern) for pattern in patterns)]
+    wanted = [arm for arm in arms if not patterns or any(fits(arm.id, pattern) for pattern in patterns)]
     if not wanted:
         raise InputError(f"no arm is named {' or '.join(patterns)}; there are: {', '.join(arm.id for arm in arms)}")
     groups = {(arm.model, arm.label, arm.target) for arm in wanted}

@@ -13,6 +13,7 @@ from compress.errors import InputError
 from evaluators import artifacts, dataset, sources, timing
 from evaluators.environment import environment
 from evaluators.metrics import latency
+from evaluators.naming import fits
 from evaluators.store import Claim, Piece, Store, identity
 from evaluators.worker import THREAD_VARIABLES, Worker
 
@@ -248,3 +249,19 @@ def test_the_environment_names_no_person_host_or_path():
     told = " ".join(facts.values())
     assert os.uname().nodename not in told and str(os.getcwd()) not in told and os.path.expanduser("~") not in told
     assert facts["Affinity"] and facts["Packages"] and facts["CPU"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fit"),
+    [
+        ("m/int8/litert/cpu", True),
+        ("m/int8/litert/cp", False),
+        ("int8/litert", True),
+        ("*/int8/*", True),
+        ("*/int*", True),
+        ("int4", False),
+        ("int8/*", False),
+    ],
+)
+def test_an_arm_is_named_by_its_whole_name_a_part_or_a_glob(pattern, fit):
+    assert fits("m/int8/litert/cpu", pattern) == fit

@@ -35,7 +35,10 @@ def compare(
     study: Annotated[Path, typer.Argument(help="The study: models x recipes x runtimes x targets.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for artifacts, results and reports; a rerun continues there.")] = Path("report"),
     targets: Annotated[str, typer.Option("--targets", help="Where to run instead of the study's own, with commas between: see `compresskit targets`.")] = "",
-    arm: Annotated[list[str] | None, typer.Option(help="Only arms of this name, as '*/int8-static/litert/*', and their float32; may be repeated.")] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these arms and their float32: a part of a name, as int8-static/litert, or a glob."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which arms there are, their predicted sizes and about how long it takes.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +87,7 @@ def check(
     score: Annotated[float | None, typer.Option("--worst-score", help="The worst that a score may be: percent of shares, else its unit, as dB.")] = None,
     speedup: Annotated[float | None, typer.Option("--min-speedup", help="Times as fast as float32.", min=0)] = None,
     size: Annotated[str | None, typer.Option("--max-size", help="Of the file, as 6MB, 500kB or 4MiB.")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="Only arms of this name, as `*/int8-static/litert/*`; may be repeated.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only these arms: a part of a name, as int8-static/litert, or a glob; may be repeated.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML.")] = None,
     as_json: AsJson = False,
 ) -> None:
